@@ -1,0 +1,383 @@
+"""The recipe's blocks: frozen, typed, and closed to unknown names.
+
+The docstring under each field is its help text everywhere: in errors, in the command line and in web forms.
+A field marked ``no_result`` changes how a run is carried out, never what comes out of it, and so stays out
+of every digest.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+CONTRACT_VERSION = 1
+"""Version of the plugin contract; raised whenever a plugin would have to change."""
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+def no_result(default: Any, **constraints: Any) -> Any:
+    """A field that cannot change results and is therefore left out of digests."""
+    return Field(default, json_schema_extra={"affects_results": False}, **constraints)
+
+
+class Config(BaseModel):
+    """Base of every settings block: immutable, documented field by field, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class PluginSettings(Config):
+    """Base of a modality's own settings, the recipe's ``data`` group."""
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """What the entry point of a modality names: enough to list and validate it without importing torch."""
+
+    name: str
+    """Name of the modality, as recipes spell it."""
+    settings: type[PluginSettings]
+    """The class of the recipe's ``data`` group."""
+    plugin: str
+    """Where the Modality subclass lives, as ``module:Class``; imported when the plugin is first used."""
+    revision: int
+    """Raised when the plugin's results change; part of every digest."""
+    sources: tuple[str, ...] = ("folder", "manifest", "huggingface")
+    """Kinds of source the plugin can discover."""
+    contract: int = CONTRACT_VERSION
+    """Version of the plugin contract it was written for."""
+
+
+class TaskKind(StrEnum):
+    """What a label looks like."""
+
+    SINGLE = "single_label"
+    MULTI = "multi_label"
+    REGRESSION = "regression"
+
+
+class TaskConfig(Config):
+    """What is to be predicted from a labelled item."""
+
+    kind: TaskKind = TaskKind.SINGLE
+    """One class per item, any number of classes per item, or real numbers."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced` weighs the loss of a class by the inverse of its frequency in the training split."""
+
+
+class PrepareConfig(Config):
+    """How raw files become prepared data."""
+
+    val_fraction: Fraction = 0.1
+    """Share of the items without a given split that goes to validation."""
+    test_fraction: Fraction = 0.2
+    """Share of the items without a given split that goes to test; 0 where the source names its own."""
+    divided_groups: Literal["refuse", "regroup", "allow"] = "refuse"
+    """What to do when a given split divides a group: refuse with a list, move the group whole, or allow it."""
+    max_unreadable: Fraction = 0.2
+    """Largest share of unreadable files with which preparation still succeeds."""
+    shard_items: PositiveInt = 1024
+    """About how many items go into one shard, the unit of parallel and resumed work."""
+
+
+class CountRule(StrEnum):
+    """How a mask ratio r on n patches becomes a whole number of patches."""
+
+    FLOOR_KEEP = "floor_keep"
+    """Keep int(n * (1 - r)), as MAE and mae_st compute it in floating point."""
+    FLOOR_MASK = "floor_mask"
+    """Mask int(n * r), as VideoMAE does for each frame."""
+    ROUND = "round"
+    """Keep n * (1 - r) rounded to the nearest, never 0 and never all."""
+
+
+class MaskKind(StrEnum):
+    """Which patches are hidden together."""
+
+    RANDOM = "random"
+    TUBE = "tube"
+    BLOCK = "block"
+    AXIS = "axis"
+
+
+class MaskConfig(Config):
+    """Which patches the encoder never sees."""
+
+    kind: MaskKind = MaskKind.RANDOM
+    """Independent patches, the same places along the first axis (tube), blocks, or whole slices of an axis."""
+    ratio: OpenFraction = 0.75
+    """Share of the patches that is hidden; the share realised on a small grid differs and is logged."""
+    count_rule: CountRule = CountRule.FLOOR_KEEP
+    """Rounding of the ratio to whole patches."""
+    block: tuple[PositiveInt, ...] | None = None
+    """Patches per block along each axis of the grid; needed by `block`."""
+    axis: Annotated[int, Field(ge=0, le=3)] = 0
+    """Axis of the grid whose slices are hidden whole; used by `axis`."""
+
+    @model_validator(mode="after")
+    def _block_needs_shape(self) -> "MaskConfig":
+        if self.kind is MaskKind.BLOCK and self.block is None:
+            raise ValueError("mask kind 'block' needs `block`, patches per block along each axis")
+        return self
+
+
+class NormPix(StrEnum):
+    """How the target pixels of a patch are normalised."""
+
+    NONE = "none"
+    """Raw normalised input."""
+    PATCH = "patch"
+    """All values of the patch together, unbiased variance, divided by sqrt(var + 1e-6): MAE, mae_st, AudioMAE."""
+    CHANNEL_STD = "channel_std"
+    """Each channel by itself on de-normalised input, divided by (std + 1e-6): VideoMAE."""
+    LAYER_NORM = "layer_norm"
+    """All values together, biased variance, divided by sqrt(var + 1e-6): SelfMedMAE."""
+    CHANNEL_VAR = "channel_var"
+    """Each channel by itself, unbiased variance, divided by sqrt(var + 1e-6): OmniMAE."""
+
+
+class Precision(StrEnum):
+    """Arithmetic of the forward and backward pass; weights and optimiser stay in float32."""
+
+    FLOAT32 = "float32"
+    BF16 = "bf16"
+
+
+class DecoderConfig(Config):
+    """The small transformer that fills in the hidden patches and is thrown away."""
+
+    width: PositiveInt = 512
+    """Features per token."""
+    depth: PositiveInt = 8
+    """Number of blocks."""
+    heads: PositiveInt = 16
+    """Attention heads; must divide the width."""
+
+
+class ModelConfig(Config):
+    """The Vision Transformer encoder, by its timm names, and its decoder."""
+
+    width: PositiveInt = 768
+    """Features per token."""
+    depth: PositiveInt = 12
+    """Number of blocks."""
+    heads: PositiveInt = 12
+    """Attention heads; must divide the width."""
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    """Hidden width of the MLPs over the width, in encoder and decoder."""
+    cls_token: bool = True
+    """Whether a class token goes through the encoder with the patches."""
+    positions: Literal["sincos", "learned"] = "sincos"
+    """Fixed sine-cosine positions, separable over the axes, or learned ones."""
+    decoder: DecoderConfig = DecoderConfig()
+    """The decoder of pretraining."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "ModelConfig":
+        for where, width, heads in (("", self.width, self.heads), ("decoder.", self.decoder.width, self.decoder.heads)):
+            if width % heads:
+                raise ValueError(f"{where}width {width} is not a multiple of {where}heads {heads}")
+        return self
+
+
+class TrainConfig(Config):
+    """What pretraining and fine-tuning share: schedule, optimiser, arithmetic."""
+
+    epochs: PositiveInt = 100
+    """Passes over the training split."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 5
+    """Epochs over which the learning rate rises linearly from 0."""
+    batch: PositiveInt = 256
+    """Samples per optimiser step, over all devices and accumulation."""
+    micro_batch: PositiveInt | None = None
+    """Samples that go through the model at once; the batch is accumulated from them. Default: the batch."""
+    base_lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate per 256 samples: lr = base_lr * batch / 256."""
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    """Learning rate at the end of the cosine."""
+    betas: tuple[OpenFraction, OpenFraction] = (0.9, 0.999)
+    """AdamW's exponential decay rates."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """AdamW's decoupled weight decay; never applied to biases, norms, tokens and positions."""
+    clip_grad: Annotated[float, Field(gt=0)] | None = None
+    """Largest global gradient norm; nothing is clipped where absent."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Stochastic depth of the last block; earlier blocks linearly less."""
+    precision: Precision = Precision.FLOAT32
+    """float32, or bf16 autocast."""
+    ema: OpenFraction | None = None
+    """Decay per step of an exponential moving average of the weights, which then is what the stage gives."""
+    input_shape: tuple[PositiveInt, ...] | None = None
+    """Input size of this stage where it differs from the modality's own; positions are resampled."""
+    validate_every: PositiveInt = 1
+    """Epochs between two looks at the validation split."""
+
+    @model_validator(mode="after")
+    def _micro_divides_batch(self) -> "TrainConfig":
+        if self.micro_batch and self.batch % self.micro_batch:
+            raise ValueError(f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch}")
+        return self
+
+    @property
+    def micro(self) -> int:
+        """Samples in one forward pass."""
+        return self.micro_batch or self.batch
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate after linear scaling (Goyal et al. 2017, section 2.1)."""
+        return self.base_lr * self.batch / 256
+
+
+class PretrainConfig(TrainConfig):
+    """Masked-autoencoder pretraining (He et al. 2021, appendix A.1)."""
+
+    epochs: PositiveInt = 800
+    """Passes over the training split."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 40
+    """Epochs over which the learning rate rises linearly from 0."""
+    batch: PositiveInt = 4096
+    """Samples per optimiser step, over all devices and accumulation."""
+    base_lr: Annotated[float, Field(gt=0)] = 1.5e-4
+    """Learning rate per 256 samples: lr = base_lr * batch / 256."""
+    betas: tuple[OpenFraction, OpenFraction] = (0.9, 0.95)
+    """AdamW's exponential decay rates."""
+    validate_every: PositiveInt = 10
+    """Epochs between two looks at the validation split."""
+    mask: MaskConfig = MaskConfig()
+    """Which patches are hidden."""
+    norm_pix: NormPix = NormPix.PATCH
+    """Normalisation of the target."""
+    decode_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the hidden patches that is decoded and enters the loss, drawn anew each step."""
+    masks_per_sample: PositiveInt = 1
+    """How many masks one decoded sample is used with in a step."""
+    knn_every: PositiveInt = 10
+    """Epochs between two k-NN probes of the encoder, where labels exist."""
+
+
+class FinetuneConfig(TrainConfig):
+    """End-to-end fine-tuning of the encoder with a linear head (He et al. 2021, appendix A.1)."""
+
+    base_lr: Annotated[float, Field(gt=0)] = 5e-4
+    """Learning rate per 256 samples: lr = base_lr * batch / 256."""
+    min_lr: Annotated[float, Field(ge=0)] = 1e-6
+    """Learning rate at the end of the cosine."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """Factor on the learning rate from each block to the one below it."""
+    pool: Literal["mean", "cls"] = "mean"
+    """What the head reads: the mean of the patch tokens, or the class token."""
+    label_smoothing: Fraction = 0.0
+    """Share of the target spread evenly over all classes."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Beta parameter of mixup; 0 turns it off."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """Beta parameter of cutmix; 0 turns it off."""
+
+
+class ArmConfig(Config):
+    """Fine-tuning settings of one arm of the label-efficiency comparison, tuned on validation data."""
+
+    base_lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate per 256 samples."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """Factor on the learning rate from each block to the one below it."""
+
+
+class LabelEfficiencyConfig(Config):
+    """Accuracy over labels per class, pretrained against random initialisation."""
+
+    labels_per_class: tuple[PositiveInt, ...] = (1, 5, 25)
+    """Training labels given per class."""
+    seeds: tuple[int, ...] = (1000, 1001, 1002, 1003, 1004)
+    """Each seed draws its own labelled subset, head and random encoder, the same for both arms."""
+    steps: PositiveInt = 300
+    """Optimiser steps of each fine-tuning."""
+    batch: PositiveInt = 64
+    """Samples per step."""
+    pretrained: ArmConfig = ArmConfig()
+    """Settings that start from the pretrained encoder."""
+    random: ArmConfig = ArmConfig()
+    """Settings that start from random weights."""
+
+
+class EvaluateConfig(Config):
+    """What is measured on the test split."""
+
+    batch: PositiveInt = 256
+    """Samples per forward pass."""
+    knn_k: PositiveInt = 20
+    """Neighbours of the weighted k-NN probe."""
+    knn_temperature: Annotated[float, Field(gt=0)] = 0.07
+    """Temperature of its weights exp(similarity / temperature)."""
+    linear_c: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)
+    """Inverse regularisation strengths of the linear probe, chosen on the validation split."""
+    bootstrap: PositiveInt = 1000
+    """Resamples behind each confidence interval."""
+    label_efficiency: LabelEfficiencyConfig | None = LabelEfficiencyConfig()
+    """The comparison with random initialisation; left out where null."""
+
+
+class ComputeConfig(Config):
+    """How a run is carried out. Nothing here changes its results, so nothing here enters a digest."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = no_result("auto")
+    """Where the arithmetic runs; `auto` takes CUDA, then MPS, then the CPU."""
+    workers: Annotated[int, Field(ge=0)] | None = no_result(None)
+    """Loader and preparation processes; default: what the machine has, less one."""
+    threads: PositiveInt | None = no_result(None)
+    """Arithmetic threads of a CPU process; default: torch's own choice."""
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = no_result(60.0)
+    """Seconds between two training checkpoints."""
+    keep: PositiveInt = no_result(2)
+    """Training checkpoints kept while a stage runs."""
+    log_every: PositiveInt = no_result(10)
+    """Optimiser steps between two entries of the training curves."""
+    compile: bool = no_result(default=False)
+    """Whether the model goes through torch.compile."""
+    deterministic: bool = no_result(default=False)
+    """Whether CUDA is held to deterministic kernels (slower); the CPU always is."""
+
+
+class Recipe(Config):
+    """One experiment, whole: what the YAML file, the command line, the web form and the checkpoint all hold."""
+
+    name: str = no_result("unnamed")
+    """What the recipe is called in lists and records."""
+    modality: str
+    """Name of the plugin that reads the data."""
+    seed: int = 0
+    """The one number all randomness comes from."""
+    data: PluginSettings
+    """The plugin's own settings."""
+    task: TaskConfig = TaskConfig()
+    """What is to be predicted."""
+    prepare: PrepareConfig = PrepareConfig()
+    """Settings of the first stage."""
+    model: ModelConfig = ModelConfig()
+    """The encoder and its decoder."""
+    pretrain: PretrainConfig = PretrainConfig()
+    """Settings of the second stage."""
+    finetune: FinetuneConfig = FinetuneConfig()
+    """Settings of the third stage."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Settings of the last stage."""
+    compute: ComputeConfig = no_result(ComputeConfig())
+    """How the work is carried out."""
+
+
+def results_only(config: BaseModel) -> dict[str, Any]:
+    """The JSON form of ``config`` without the fields that cannot change results."""
+    kept: dict[str, Any] = {}
+    dump = config.model_dump(mode="json")
+    for name, field in type(config).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, Mapping) and extra.get("affects_results") is False:
+            continue
+        value = getattr(config, name)
+        kept[name] = results_only(value) if isinstance(value, BaseModel) else dump[name]
+    return kept

@@ -1,0 +1,197 @@
+"""The contract between the engine and a plugin.
+
+A plugin says what its data is. It never sees a model, an optimiser, a loop, a tracker or a disk layout.
+`discover` and `read` run while data are prepared; `view` runs in loader workers and gives one random crop or
+clip, still compact; `features` and `batch` run on the device, for a whole batch at once.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+
+from core.config import MaskConfig, PluginInfo, PluginSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from core.model.masking import MaskSampler
+    from core.model.patches import PatchSpec
+
+Purpose = Literal["pretrain", "finetune", "evaluate"]
+Split = Literal["train", "val", "test"]
+SettingsT = TypeVar("SettingsT", bound=PluginSettings)
+
+
+class Unreadable(Exception):  # noqa: N818 - a fact about an item, quarantined and reported; not a failure.
+    """An item that cannot be used; its text is the reason, for people, without paths."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing to read, before it is read."""
+
+    key: str
+    """Public name: the relative path, or a salted hash where sources are private."""
+    path: str
+    """Absolute path of its file, or of the container it is a row of."""
+    row: int | None = None
+    """Row in the container, for sources that are tables of contents."""
+    target: Any = None
+    """Label as the source spells it: a class name, a list of them, a number, a list of numbers, or None."""
+    group: str | None = None
+    """What must not be divided between splits: a patient, a video, a speaker."""
+    split: Split | None = None
+    """The split the source itself gives."""
+    size: int = 0
+    """Bytes of the file."""
+    mtime_ns: int = 0
+    """Time of its last change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One readable thing, compact and picklable.
+
+    From `read`, ``target`` is spelled as in the source. In `view` it is encoded: a class index (int),
+    a 0/1 list (multi-label), or a list of floats (regression); None where there is no label.
+    """
+
+    key: str
+    payload: bytes
+    codec: str
+    """Name in `core.data.codecs`: raw, jpeg, webp, ..."""
+    shape: tuple[int, ...]
+    """Shape of the decoded array, as the plugin likes it."""
+    dtype: str
+    """Its NumPy dtype."""
+    target: Any = None
+    group: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    """Small JSON-able facts: source size, duration, spacing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One view of a record: what a loader worker sends."""
+
+    data: "np.ndarray[Any, Any]"
+    """Compact (uint8, int16 ...) array; the same shape for every view of a stage."""
+    target: Any = None
+    """The record's target, or a dense target cut like the data."""
+    length: int | None = None
+    """Extent of real data along the first axis, where the rest is padding."""
+
+
+@dataclass(slots=True)
+class SampleBatch:
+    """Samples of a micro-batch, stacked, on the device."""
+
+    data: "torch.Tensor"
+    """(B, ...) in the samples' dtype."""
+    target: "torch.Tensor | None"
+    """(B, ...): int64 classes, or float32."""
+    length: "torch.Tensor | None" = None
+    """(B,) int64."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """What the model sees."""
+
+    x: "torch.Tensor"
+    """(B, C, *input_shape) float32, normalised."""
+    target: "torch.Tensor | None" = None
+    """(B, ...)."""
+    valid: "torch.Tensor | None" = None
+    """(B, N) bool: patches that hold real data; None where all do."""
+
+
+@dataclass(slots=True)
+class Stats:
+    """Input statistics on the device."""
+
+    mean: "torch.Tensor"
+    """(C,) float32."""
+    std: "torch.Tensor"
+    """(C,) float32, positive."""
+
+    def normalise(self, x: "torch.Tensor") -> "torch.Tensor":
+        """Features (B, C, *shape) to zero mean and unit deviation per channel."""
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        return (x - self.mean.view(shape)) / self.std.view(shape)
+
+    def restore(self, x: "torch.Tensor") -> "torch.Tensor":
+        """The inverse of `normalise`."""
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        return x * self.std.view(shape) + self.mean.view(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """Something a person can judge."""
+
+    kind: Literal["image", "animation", "audio"]
+    suffix: str
+    """File suffix with its dot."""
+    data: bytes
+
+
+class Modality(ABC, Generic[SettingsT]):
+    """Base of every plugin; see the table in ``docs/architecture.md`` for where each method runs."""
+
+    info: ClassVar[PluginInfo]
+    """The plugin's entry in the registry."""
+
+    def __init__(self, settings: SettingsT, purpose: Purpose = "pretrain", input_shape: tuple[int, ...] | None = None) -> None:
+        """Take the recipe's ``data`` group, the stage it is for, and that stage's own input size if it has one."""
+        self.settings = settings
+        self.purpose = purpose
+        self.input_shape = input_shape
+
+    @abstractmethod
+    def discover(self, source: str) -> Iterable[Item]:
+        """The items of ``source``, in a fixed order. Runs in the preparing process; must not read the items.
+
+        Raises:
+            UserError: if the source is missing or of no known kind.
+        """
+
+    @abstractmethod
+    def read(self, item: Item) -> Sequence[Record]:
+        """The one or more records of ``item``.
+
+        Raises:
+            Unreadable: with the reason, when the item cannot be used.
+        """
+
+    @abstractmethod
+    def patches(self) -> "PatchSpec":
+        """Geometry of what `batch` gives."""
+
+    @abstractmethod
+    def view(self, record: Record, rng: "np.random.Generator", train: bool) -> Sample:
+        """One crop or clip of ``record``, random if ``train``; all randomness from ``rng``."""
+
+    def views(self, record: Record) -> Sequence[Sample]:
+        """The views whose predictions are averaged in evaluation; by default the one fixed view."""
+        import numpy as np
+
+        return [self.view(record, np.random.default_rng(0), train=False)]
+
+    @abstractmethod
+    def features(self, samples: SampleBatch) -> "torch.Tensor":
+        """(B, C, *input_shape) float32 before normalisation, in natural units; on the samples' device."""
+
+    def batch(self, samples: SampleBatch, stats: Stats, rng: "torch.Generator", train: bool) -> Batch:
+        """What the model sees: features, normalised; override to add augmentation on the device."""
+        return Batch(stats.normalise(self.features(samples)), samples.target)
+
+    def mask(self, config: MaskConfig) -> "MaskSampler | None":
+        """A mask sampler of the plugin's own; None for the one the recipe names."""
+        return None
+
+    @abstractmethod
+    def render(self, x: "np.ndarray[Any, Any]") -> Sequence[Media]:
+        """Media of one input (C, *input_shape) in the units of `features`; the first is a still picture (PNG)."""
