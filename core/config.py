@@ -24,6 +24,11 @@ def no_result(default: Any, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"affects_results": False}, **constraints)
 
 
+def training_only(default: Any, **constraints: Any) -> Any:
+    """A plugin's field that shapes random training views and leaves prepared data as they are."""
+    return Field(default, json_schema_extra={"affects_prepared": False}, **constraints)
+
+
 class Config(BaseModel):
     """Base of every settings block: immutable, documented field by field, no unknown keys."""
 
@@ -370,14 +375,18 @@ class Recipe(Config):
     """How the work is carried out."""
 
 
-def results_only(config: BaseModel) -> dict[str, Any]:
-    """The JSON form of ``config`` without the fields that cannot change results."""
+def results_only(config: BaseModel, mark: str = "affects_results") -> dict[str, Any]:
+    """The JSON form of ``config`` without the fields that a helper above marked as changing nothing.
+
+    ``mark`` "affects_prepared" leaves out `training_only` fields as well.
+    """
+    marks = {"affects_results", mark}
     kept: dict[str, Any] = {}
     dump = config.model_dump(mode="json")
     for name, field in type(config).model_fields.items():
         extra = field.json_schema_extra
-        if isinstance(extra, Mapping) and extra.get("affects_results") is False:
+        if isinstance(extra, Mapping) and any(extra.get(m) is False for m in marks):
             continue
         value = getattr(config, name)
-        kept[name] = results_only(value) if isinstance(value, BaseModel) else dump[name]
+        kept[name] = results_only(value, mark) if isinstance(value, BaseModel) else dump[name]
     return kept

@@ -1,0 +1,54 @@
+"""Names of stage folders: hashes of everything that affects a stage's results, and of nothing else.
+
+Raise a stage's revision whenever its results change for the same recipe and inputs.
+"""
+
+from collections.abc import Sequence
+
+from core.config import Recipe, results_only
+from core.records import PretrainedEncoder, PreparedData, TunedModel
+from core.registry import plugin_info
+from core.workspace import SCHEMA, digest_of
+
+REVISIONS = {"prepare": 1, "pretrain": 1, "finetune": 1, "evaluate": 1}
+"""Raised by hand when the code of a stage gives other results than before."""
+
+Listing = Sequence[tuple[str, int, int]]
+"""A source's identity: (relative path, bytes, modification time in ns) of each of its files."""
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """Name of the whole recipe, as far as it affects results."""
+    return digest_of("recipe", results_only(recipe))
+
+
+def prepare_digest(recipe: Recipe, listing: Listing) -> str:
+    """Folder name of ``recipe``'s preparation of the source with ``listing``."""
+    data = results_only(recipe.data, "affects_prepared")
+    return _digest("prepare", recipe, ["seed", "task", "prepare"], data, [list(row) for row in listing])
+
+
+def pretrain_digest(recipe: Recipe, data: Sequence[tuple[PreparedData, float]], labelled: PreparedData | None) -> str:
+    """Folder name of pretraining on weighted prepared ``data``, with the test items of ``labelled`` kept out."""
+    inputs = [[prepared.digest, weight] for prepared, weight in data]
+    held_out = labelled.digest if labelled else None
+    return _digest("pretrain", recipe, ["seed", "model", "pretrain"], results_only(recipe.data), inputs, held_out)
+
+
+def finetune_digest(recipe: Recipe, encoder: PretrainedEncoder, labelled: PreparedData) -> str:
+    """Folder name of fine-tuning ``encoder`` on ``labelled``."""
+    groups = ["seed", "task", "finetune"]
+    return _digest("finetune", recipe, groups, results_only(recipe.data), encoder.digest, labelled.digest)
+
+
+def evaluate_digest(recipe: Recipe, encoder: PretrainedEncoder, tuned: TunedModel, labelled: PreparedData) -> str:
+    """Folder name of evaluating ``encoder`` and ``tuned`` on the test split of ``labelled``."""
+    inputs = [encoder.digest, tuned.digest, labelled.digest]
+    return _digest("evaluate", recipe, ["seed", "task", "evaluate"], results_only(recipe.data), *inputs)
+
+
+def _digest(stage: str, recipe: Recipe, groups: list[str], data: object, *inputs: object) -> str:
+    settings = results_only(recipe)
+    chosen = {group: settings[group] for group in groups} | {"data": data}
+    plugin = [recipe.modality, plugin_info(recipe.modality).revision]
+    return digest_of(SCHEMA, stage, REVISIONS[stage], plugin, chosen, *inputs)

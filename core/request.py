@@ -1,0 +1,41 @@
+"""What a launcher asks of a stage process: one JSON document."""
+
+from typing import Any, Literal
+
+from core.config import Config
+
+StageName = Literal["prepare", "pretrain", "finetune", "evaluate"]
+STAGES: tuple[StageName, ...] = ("prepare", "pretrain", "finetune", "evaluate")
+"""The stages in their order."""
+
+
+class WeightedInput(Config):
+    """Prepared data and how much of it an epoch holds."""
+
+    folder: str
+    """Folder of the prepared data, relative to the home."""
+    weight: float = 1.0
+    """Times each item appears per epoch, in the mean."""
+
+
+class StageRequest(Config):
+    """A stage to run: its recipe, its inputs and the folder its results belong to."""
+
+    stage: StageName
+    """Which stage."""
+    home: str
+    """Absolute path of the home folder."""
+    digest: str
+    """Name of the stage's folder."""
+    recipe: dict[str, Any]
+    """The resolved recipe, in JSON form."""
+    source: str | None = None
+    """What `prepare` reads: absolute path of a folder, manifest or dataset."""
+    data: tuple[WeightedInput, ...] = ()
+    """What `pretrain` learns from."""
+    labelled: str | None = None
+    """Folder of the labelled prepared data, relative to the home; `pretrain` keeps its test items out."""
+    encoder: str | None = None
+    """Folder of the encoder, for `finetune` and `evaluate`."""
+    tuned: str | None = None
+    """Folder of the tuned model, for `evaluate`."""
