@@ -1,0 +1,108 @@
+"""The reconstruction target and loss (He et al. 2021, section 3, "Reconstruction target"), and their inverse for pictures."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from core.config import NormPix, PretrainConfig
+from core.modality import Batch, Stats
+from core.model.mae import MaskedAutoencoder
+from core.model.masking import Mask, MaskSampler
+from core.model.patches import gather_tokens
+
+EPS = 1e-6
+
+
+@dataclass(slots=True)
+class PatchScale:
+    """Shift and scale that a target was normalised with."""
+
+    shift: Tensor
+    """(B, M, 1 or P)."""
+    scale: Tensor
+    """(B, M, 1 or P)."""
+
+
+class PixelTarget:
+    """Turns patches of normalised input into targets by one of the four conventions, and back into features."""
+
+    def __init__(self, norm_pix: NormPix, channels: int, stats: Stats) -> None:
+        self._norm = norm_pix
+        self._channels = channels
+        self._stats = stats
+
+    def __call__(self, patches_BMP: Tensor) -> tuple[Tensor, PatchScale]:
+        """Targets (B, M, P) in float32, and what would undo them."""
+        values = patches_BMP.float()
+        if self._norm is NormPix.CHANNEL_STD:
+            values = self._per_pixel(values) * self._stats.std + self._stats.mean
+            values = values.flatten(-2)
+        scale = self._scale(values)
+        return (values - scale.shift) / scale.scale, scale
+
+    def restore(self, predicted_BMP: Tensor, scale: PatchScale) -> Tensor:
+        """Predictions (B, M, P) in the units of the plugin's features."""
+        values = predicted_BMP.float() * scale.scale + scale.shift
+        return values if self._norm is NormPix.CHANNEL_STD else self.denormalise(values)
+
+    def denormalise(self, patches_BMP: Tensor) -> Tensor:
+        """Patches of normalised input (B, M, P) in the units of the plugin's features."""
+        return (self._per_pixel(patches_BMP.float()) * self._stats.std + self._stats.mean).flatten(-2)
+
+    def _per_pixel(self, values: Tensor) -> Tensor:
+        """(B, M, P) to (B, M, P / C, C): channels are last inside a patch."""
+        return values.unflatten(-1, (-1, self._channels))
+
+    def _scale(self, values: Tensor) -> PatchScale:
+        if self._norm is NormPix.NONE:
+            return PatchScale(torch.zeros_like(values[..., :1]), torch.ones_like(values[..., :1]))
+        if self._norm is NormPix.PATCH:
+            return PatchScale(values.mean(-1, keepdim=True), (values.var(-1, keepdim=True) + EPS).sqrt())
+        if self._norm is NormPix.LAYER_NORM:
+            variance = values.var(-1, keepdim=True, correction=0)
+            return PatchScale(values.mean(-1, keepdim=True), (variance + EPS).sqrt())
+        pixels = self._per_pixel(values)
+        variance = pixels.var(-2, keepdim=True)
+        scale = (variance + EPS).sqrt() if self._norm is NormPix.CHANNEL_VAR else variance.sqrt() + EPS
+        shift = pixels.mean(-2, keepdim=True)
+        return PatchScale(shift.expand_as(pixels).flatten(-2), scale.expand_as(pixels).flatten(-2))
+
+
+def reconstruction_loss(predicted_BMP: Tensor, target_BMP: Tensor, valid_BM: Tensor | None = None) -> Tensor:
+    """Mean squared error over the decoded hidden patches; padding does not count."""
+    per_patch = (predicted_BMP.float() - target_BMP).square().mean(dim=-1)
+    if valid_BM is None:
+        return per_patch.mean()
+    weights = valid_BM.to(per_patch.dtype)
+    return (per_patch * weights).sum() / weights.sum().clamp_min(1.0)
+
+
+class MaskedObjective(nn.Module):
+    """One pretraining forward pass: masks, reconstruction, loss. Never waits for the device."""
+
+    def __init__(self, model: MaskedAutoencoder, config: PretrainConfig, masks: MaskSampler, stats: Stats) -> None:
+        super().__init__()
+        self.model = model
+        self._masks = masks
+        self._repeats = config.masks_per_sample
+        self._fraction = config.decode_fraction
+        self.target = PixelTarget(config.norm_pix, model.encoder.spec.channels, stats)
+
+    def forward(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Loss (a scalar on the device) of a micro-batch, and what is known of it without asking the device."""
+        patches, valid = self.model.encoder.spec.patchify(batch.x), batch.valid
+        if self._repeats > 1:
+            patches = patches.repeat_interleave(self._repeats, dim=0)
+            valid = None if valid is None else valid.repeat_interleave(self._repeats, dim=0)
+        mask = self._masks(patches.shape[0], rng, valid)
+        decode = self.decoded(mask)
+        predicted = self.model(patches, mask, decode, valid)
+        target, _ = self.target(gather_tokens(patches, decode))
+        counted = None if valid is None else valid.gather(1, decode)
+        return reconstruction_loss(predicted, target, counted), {"mask_ratio": mask.ratio}
+
+    def decoded(self, mask: Mask) -> Tensor:
+        """The hidden patches (B, M') that are decoded: all, or the first of their random order."""
+        hidden = mask.masked_BM.shape[1]
+        return mask.masked_BM[:, : max(1, round(hidden * self._fraction))]
