@@ -34,7 +34,7 @@ class PixelTarget:
 
     def __call__(self, patches_BMP: Tensor) -> tuple[Tensor, PatchScale]:
         """Targets (B, M, P) in float32, and what would undo them."""
-        values = patches_BMP.float()
+        values = upcast(patches_BMP)
         if self._norm is NormPix.CHANNEL_STD:
             values = self._per_pixel(values) * self._stats.std + self._stats.mean
             values = values.flatten(-2)
@@ -43,12 +43,12 @@ class PixelTarget:
 
     def restore(self, predicted_BMP: Tensor, scale: PatchScale) -> Tensor:
         """Predictions (B, M, P) in the units of the plugin's features."""
-        values = predicted_BMP.float() * scale.scale + scale.shift
+        values = upcast(predicted_BMP) * scale.scale + scale.shift
         return values if self._norm is NormPix.CHANNEL_STD else self.denormalise(values)
 
     def denormalise(self, patches_BMP: Tensor) -> Tensor:
         """Patches of normalised input (B, M, P) in the units of the plugin's features."""
-        return (self._per_pixel(patches_BMP.float()) * self._stats.std + self._stats.mean).flatten(-2)
+        return (self._per_pixel(upcast(patches_BMP)) * self._stats.std + self._stats.mean).flatten(-2)
 
     def _per_pixel(self, values: Tensor) -> Tensor:
         """(B, M, P) to (B, M, P / C, C): channels are last inside a patch."""
@@ -69,9 +69,14 @@ class PixelTarget:
         return PatchScale(shift.expand_as(pixels).flatten(-2), scale.expand_as(pixels).flatten(-2))
 
 
+def upcast(x: Tensor) -> Tensor:
+    """Half precisions in float32, anything wider as it is: losses are never computed in half precision."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def reconstruction_loss(predicted_BMP: Tensor, target_BMP: Tensor, valid_BM: Tensor | None = None) -> Tensor:
     """Mean squared error over the decoded hidden patches; padding does not count."""
-    per_patch = (predicted_BMP.float() - target_BMP).square().mean(dim=-1)
+    per_patch = (upcast(predicted_BMP) - target_BMP).square().mean(dim=-1)
     if valid_BM is None:
         return per_patch.mean()
     weights = valid_BM.to(per_patch.dtype)

@@ -1,0 +1,302 @@
+"""The one training loop. A stage gives it an objective and a stream of samples; it knows nothing of either's kind.
+
+Inside a step nothing waits for the device: the loss is summed there and read only when the curves are written.
+All randomness of a step comes from (seed, step, micro-batch), so a resumed run repeats an uninterrupted one.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from core.config import ComputeConfig, Precision, TrainConfig
+from core.data.loading import MicroBatches, TrainViews, to_device, train_loader, worker_count
+from core.data.seeds import seed_of, torch_rng
+from core.errors import StageError, Stopped
+from core.modality import Batch, Modality, SampleBatch, Stats
+from core.tracking import Tracker
+from core.training import checkpoint
+from core.training.optim import Schedule, adamw, set_lr
+from core.workspace import write_bytes
+
+BEST_FILE = "best.safetensors"
+"""Weights of the best validation result so far, in a stage's partial folder."""
+
+Evaluate = Callable[[int], Mapping[str, float]]
+"""Called with the number of steps done; gives metrics to record."""
+
+
+class Objective(Protocol):
+    """A module that turns a batch into a loss."""
+
+    model: nn.Module
+    """The part whose weights are kept."""
+
+    def __call__(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Loss, a scalar on the device, and facts known without asking the device."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """Which validation metric decides which weights are kept."""
+
+    metric: str
+    higher: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that one training run is given."""
+
+    name: Literal["pretrain", "finetune"]
+    config: TrainConfig
+    compute: ComputeConfig
+    device: torch.device
+    seed: int
+    schedule: Schedule
+    per_epoch: int
+    """Samples in an epoch."""
+    plugin: Modality[Any]
+    stats: Stats
+    tracker: Tracker
+    workdir: Path
+    should_stop: Callable[[], bool] = lambda: False
+    evaluate: Evaluate = lambda _: {}
+    evaluate_every: int = 1
+    """Epochs between two evaluations; there is always one at the end."""
+    best: Best | None = None
+
+
+@dataclass
+class _Meter:
+    """Sums on the device, read seldom."""
+
+    total: Tensor
+    count: int = 0
+
+    def mean(self) -> float:
+        """The mean; this waits for the device."""
+        return float(self.total) / max(1, self.count)
+
+    def reset(self) -> None:
+        """Start anew."""
+        self.total, self.count = torch.zeros_like(self.total), 0
+
+
+@dataclass
+class _Clock:
+    """Where the time of the current interval went."""
+
+    start: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    samples: int = 0
+
+    def rates(self) -> dict[str, float]:
+        """Samples per second, and the share of the time spent waiting for data."""
+        spent = max(1e-9, time.perf_counter() - self.start)
+        return {"perf/samples_per_s": self.samples / spent, "perf/data_wait": self.waited / spent}
+
+
+class Trainer:
+    """Trains ``objective`` and keeps its state so that `run` can be called again after any interruption."""
+
+    def __init__(self, objective: Objective, groups: list[dict[str, Any]], job: Job) -> None:
+        self.objective, self.job = objective, job
+        self.optimizer = adamw(groups, job.config)
+        self.steps_done = 0
+        self.best_value: float | None = None
+        self.facts: dict[str, float] = {}
+        """What the objective last told of its batch."""
+        self._loss = _Meter(torch.zeros((), device=job.device))
+        self._epoch_loss = _Meter(torch.zeros((), device=job.device))
+        self._bad = torch.zeros((), device=job.device)
+        self._norm = torch.zeros((), device=job.device)
+        self._clip = job.config.clip_grad or math.inf
+        self._parameters = [p for group in groups for p in group["params"]]
+        ema = job.config.ema
+        self._average = [p.detach().clone() for p in self._parameters] if ema else None
+        if job.compute.compile:
+            _compile_blocks(objective.model)
+
+    # --- one step -------------------------------------------------------------------------------------------
+
+    def train_step(self, step: int, micros: Iterable[tuple[int, SampleBatch]], accumulate: int) -> None:
+        """One optimiser step on ``accumulate`` micro-batches, given with their indices; never waits for the device."""
+        set_lr(self.optimizer, self.job.schedule.lr(step))
+        for index, samples in micros:
+            loss, self.facts = self._forward(step, index, samples)
+            (loss / accumulate).backward()  # type: ignore[no-untyped-call]
+            self._loss.total += loss.detach()
+            self._epoch_loss.total += loss.detach()
+        self._loss.count += accumulate
+        self._epoch_loss.count += accumulate
+        self._update()
+
+    def _forward(self, step: int, index: int, samples: SampleBatch) -> tuple[Tensor, dict[str, float]]:
+        job = self.job
+        torch.manual_seed(seed_of(job.seed, "step", step, index))  # Stochastic depth draws from torch's own generator,
+        np.random.seed(seed_of(job.seed, "mix", step, index) % 2**32)  # noqa: NPY002 - and timm's mixup from NumPy's.
+        rng = torch_rng(job.device, job.seed, job.name, step, index)
+        batch = job.plugin.batch(samples, job.stats, rng, train=True)
+        half = job.config.precision is Precision.BF16
+        with torch.autocast(job.device.type, torch.bfloat16, enabled=half):
+            return self.objective(batch, rng)
+
+    def _update(self) -> None:
+        """Clip, step, average. A step with non-finite gradients changes nothing, and is counted."""
+        self._norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        bad = (~self._norm.isfinite()).float()
+        self._bad += bad
+        self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # how GradScaler makes fused AdamW skip a step
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self._average is not None:
+            weight = 1.0 - (self.job.config.ema or 0.0)
+            torch._foreach_lerp_(self._average, self._parameters, weight)  # noqa: SLF001 - no public name for it
+
+    # --- the run --------------------------------------------------------------------------------------------
+
+    def run(self, views: TrainViews) -> float:
+        """Train to the end, from the newest checkpoint if there is one; gives the mean loss of the last epoch.
+
+        Raises:
+            Stopped: if asked to; the state is saved.
+            StageError: if the loss stays non-finite.
+        """
+        job, config = self.job, self.job.config
+        self._resume()
+        total, accumulate = job.schedule.total, config.batch // config.micro
+        wanted = MicroBatches(self.steps_done, total, config.batch, config.micro)
+        workers = worker_count(job.compute.workers, job.device)
+        loader = iter(train_loader(views, wanted, workers, pin=job.device.type == "cuda"))
+        clock, saved = _Clock(), time.monotonic()
+        while self.steps_done < total:
+            self.train_step(self.steps_done, self._micros(loader, accumulate, clock), accumulate)
+            self.steps_done += 1
+            clock.samples += config.batch
+            clock = self._report(clock)
+            evaluated = self._maybe_evaluate()
+            clock = _Clock() if evaluated else clock
+            stop = job.should_stop()
+            if stop or time.monotonic() - saved > job.compute.checkpoint_seconds:
+                self.save()
+                saved = time.monotonic()
+            if stop and self.steps_done < total:
+                raise Stopped(f"{job.name} saved after {self.steps_done} of {total} steps")
+        return self._epoch_loss.mean()
+
+    def _micros(self, loader: Iterator[Any], count: int, clock: _Clock) -> Iterator[tuple[int, SampleBatch]]:
+        for _ in range(count):
+            start = time.perf_counter()
+            wanted, samples = next(loader)
+            clock.waited += time.perf_counter() - start
+            yield wanted.index, to_device(samples, self.job.device)
+
+    def _report(self, clock: _Clock) -> _Clock:
+        """Write the curves when it is time to; gives the clock of the next interval."""
+        job, done = self.job, self.steps_done
+        job.tracker.progress(job.name, done * job.config.batch, job.schedule.total * job.config.batch, "samples")
+        if done % job.compute.log_every and done != job.schedule.total:
+            return clock
+        loss = self._loss.mean()
+        if self._bad.item() >= self._loss.count // max(1, job.config.batch // job.config.micro):
+            raise StageError(
+                f"{job.name}: the gradients of all steps up to {done} since the last report were not finite; "
+                f"lower {job.name}.base_lr, set {job.name}.clip_grad, or use precision float32"
+            )
+        values = {"loss": loss, "lr": job.schedule.lr(done - 1), "grad_norm": float(self._norm), **self.facts}
+        if skipped := self._bad.item():
+            job.tracker.note(f"{job.name}: {skipped:.0f} steps up to {done} skipped for non-finite gradients")
+        job.tracker.metrics(done, {f"{job.name}/{key}": value for key, value in values.items()} | clock.rates())
+        self._loss.reset()
+        self._bad.zero_()
+        return _Clock()
+
+    def _maybe_evaluate(self) -> bool:
+        job, done = self.job, self.steps_done
+        every = max(1, round(job.evaluate_every * job.per_epoch / job.config.batch))
+        end_of_epoch = (done * job.config.batch) // job.per_epoch > ((done - 1) * job.config.batch) // job.per_epoch
+        if done % every == 0 or done == job.schedule.total:
+            with self.averaged():
+                self._record(job.evaluate(done))
+        if end_of_epoch and done != job.schedule.total:
+            self._epoch_loss.reset()
+        return done % every == 0
+
+    def _record(self, values: Mapping[str, float]) -> None:
+        job = self.job
+        if values:
+            job.tracker.metrics(self.steps_done, values)
+        if job.best and job.best.metric in values:
+            value = values[job.best.metric]
+            better = self.best_value is None or (value > self.best_value) == job.best.higher and value != self.best_value
+            if better:
+                self.best_value = value
+                write_bytes(job.workdir / BEST_FILE, to_safetensors(weights(self.objective.model)))
+
+    # --- state ----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the parameters are their moving averages, where the recipe keeps them."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        if self._average is None:
+            return
+        for parameter, average in zip(self._parameters, self._average, strict=True):
+            parameter.data, average.data = average.data, parameter.data
+
+    def save(self) -> None:
+        """Write a checkpoint of everything the next step depends on."""
+        state = {
+            "model": self.objective.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self._average,
+            "best": self.best_value,
+            "meters": [[m.total, m.count] for m in (self._loss, self._epoch_loss)],
+            "bad": self._bad,
+        }
+        checkpoint.save(self.job.workdir, self.steps_done, state, self.job.compute.keep)
+
+    def _resume(self) -> None:
+        state = checkpoint.latest(self.job.workdir)
+        if state is None:
+            self.job.tracker.rewind(0)
+            return
+        self.objective.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self._average is not None:
+            for mine, saved in zip(self._average, state["average"], strict=True):
+                mine.copy_(saved)
+        self.best_value, self.steps_done = state["best"], state["step"]
+        for meter, (total, count) in zip((self._loss, self._epoch_loss), state["meters"], strict=True):
+            meter.total, meter.count = total.to(self.job.device), count
+        self._bad = state["bad"].to(self.job.device)
+        self.job.tracker.rewind(self.steps_done)
+        self.job.tracker.note(f"{self.job.name} continues after step {self.steps_done}")
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """Weights as contiguous CPU tensors under their names."""
+    return {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+
+
+def _compile_blocks(model: nn.Module) -> None:
+    """Compile each transformer block by itself: quick to start, and nothing outside needs to be traceable."""
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList):
+            for block in module:
+                block.compile()
