@@ -252,7 +252,7 @@ class PretrainConfig(TrainConfig):
     betas: tuple[OpenFraction, OpenFraction] = (0.9, 0.95)
     """AdamW's exponential decay rates."""
     validate_every: PositiveInt = 10
-    """Epochs between two looks at the validation split."""
+    """Epochs between two looks at the validation split: loss, pictures, and a k-NN probe where labels exist."""
     mask: MaskConfig = MaskConfig()
     """Which patches are hidden."""
     norm_pix: NormPix = NormPix.PATCH
@@ -261,8 +261,6 @@ class PretrainConfig(TrainConfig):
     """Share of the hidden patches that is decoded and enters the loss, drawn anew each step."""
     masks_per_sample: PositiveInt = 1
     """How many masks one decoded sample is used with in a step."""
-    knn_every: PositiveInt = 10
-    """Epochs between two k-NN probes of the encoder, where labels exist."""
 
 
 class FinetuneConfig(TrainConfig):

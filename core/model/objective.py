@@ -89,7 +89,7 @@ class MaskedObjective(nn.Module):
     def __init__(self, model: MaskedAutoencoder, config: PretrainConfig, masks: MaskSampler, stats: Stats) -> None:
         super().__init__()
         self.model = model
-        self._masks = masks
+        self.draw = masks
         self._repeats = config.masks_per_sample
         self._fraction = config.decode_fraction
         self.target = PixelTarget(config.norm_pix, model.encoder.spec.channels, stats)
@@ -100,7 +100,7 @@ class MaskedObjective(nn.Module):
         if self._repeats > 1:
             patches = patches.repeat_interleave(self._repeats, dim=0)
             valid = None if valid is None else valid.repeat_interleave(self._repeats, dim=0)
-        mask = self._masks(patches.shape[0], rng, valid)
+        mask = self.draw(patches.shape[0], rng, valid)
         decode = self.decoded(mask)
         predicted = self.model(patches, mask, decode, valid)
         target, _ = self.target(gather_tokens(patches, decode))

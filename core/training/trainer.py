@@ -191,6 +191,8 @@ class Trainer:
                 saved = time.monotonic()
             if stop and self.steps_done < total:
                 raise Stopped(f"{job.name} saved after {self.steps_done} of {total} steps")
+        with self.averaged():
+            self._record(job.evaluate(total))
         return self._epoch_loss.mean()
 
     def _micros(self, loader: Iterator[Any], count: int, clock: _Clock) -> Iterator[tuple[int, SampleBatch]]:
@@ -224,12 +226,14 @@ class Trainer:
         job, done = self.job, self.steps_done
         every = max(1, round(job.evaluate_every * job.per_epoch / job.config.batch))
         end_of_epoch = (done * job.config.batch) // job.per_epoch > ((done - 1) * job.config.batch) // job.per_epoch
-        if done % every == 0 or done == job.schedule.total:
+        last = done == job.schedule.total
+        due = done % every == 0 and not last  # The last evaluation comes after the loop, resumed or not.
+        if due:
             with self.averaged():
                 self._record(job.evaluate(done))
-        if end_of_epoch and done != job.schedule.total:
+        if end_of_epoch and not last:
             self._epoch_loss.reset()
-        return done % every == 0
+        return due
 
     def _record(self, values: Mapping[str, float]) -> None:
         job = self.job

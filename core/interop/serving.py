@@ -1,0 +1,44 @@
+"""A tuned model as one plain module: natural units in, logits out."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from core.model.heads import Classifier
+from core.model.patches import PatchSpec
+from core.records import TunedModel, read_record
+
+
+class ServedClassifier(nn.Module):
+    """Normalises and classifies features as the plugin gives them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Classifier, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        shape = (1, -1) + (1,) * len(model.spec.input_shape)
+        self.register_buffer("mean", mean.view(shape))
+        self.register_buffer("std", std.view(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (B, C, *input_shape) in natural units, such as 0 to 1, to logits (B, outputs)."""
+        return self.model.classify((x - self.mean) / self.std)
+
+
+def load_classifier(folder: Path) -> ServedClassifier:
+    """The tuned model of a finished stage's folder, in evaluation mode on the CPU.
+
+    Raises:
+        UserError: if the folder holds no tuned model.
+    """
+    record = read_record(folder, TunedModel)
+    geometry, statistics = record.geometry, record.statistics
+    spec = PatchSpec(geometry.channels, geometry.input_shape, geometry.patch_shape)
+    model = Classifier(spec, record.model, record.target.outputs, record.pool)
+    model.load_state_dict(load_file(folder / record.weights))
+    served = ServedClassifier(model, torch.tensor(statistics.mean), torch.tensor(statistics.std))
+    return served.eval()

@@ -1,0 +1,128 @@
+"""The process in which a stage runs: ``python -P -m core.launch request.json``.
+
+It holds the stage's folder alone while it works, and watches its standard input: when that closes, its launcher is gone or wants
+it to stop, so it saves and ends. Exit codes: 0 the finished folder is there, 1 the work failed, 2 the request was
+wrong, 3 stopped after saving. What a person should know goes to standard output, a line each.
+"""
+
+import faulthandler
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+from core.errors import StageError, Stopped, UserError
+from core.records import AnyRecord, PreparedData, PretrainedEncoder, R, TunedModel, read_record, write_record
+from core.recipes import resolve
+from core.request import StageRequest
+from core.tracking import JsonlTracker
+from core.workspace import Home, StageFolder, write_text
+
+DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 3
+
+
+def main(arguments: list[str]) -> int:
+    """Run the stage that the request file asks for; gives the exit code."""
+    faulthandler.enable()
+    stop = threading.Event()
+    _stop_on_signals(stop)
+    threading.Thread(target=_stop_when_closed, args=(stop,), daemon=True).start()
+    try:
+        request = StageRequest.model_validate_json(Path(arguments[0]).read_bytes())
+        run(request, stop)
+    except (Stopped, InterruptedError) as saved:
+        print(f"stopped: {saved or 'while waiting'}", flush=True)
+        return STOPPED
+    except UserError as error:
+        return _complain(error, WRONG)
+    except StageError as error:
+        return _complain(error, FAILED)
+    except Exception as error:  # noqa: BLE001 - the last line of defence: one clear line, the rest in the log
+        return _complain(error, FAILED, unexpected=True)
+    return DONE
+
+
+def run(request: StageRequest, stop: threading.Event) -> None:
+    """Do the work unless its folder is already there; waits while another process does it."""
+    home = Home.create(Path(request.home))
+    folder = home.stage(request.stage, request.digest)
+
+    def waiting(holder: str) -> None:
+        print(f"waiting: {request.stage} {request.digest} is being worked on by {holder}", flush=True)
+
+    with folder.exclusive(waiting, stop.is_set):
+        if folder.done:
+            print(f"reused: {request.stage} {request.digest} is already done", flush=True)
+            return
+        folder.partial.mkdir(parents=True, exist_ok=True)
+        write_text(folder.partial / "request.json", request.model_dump_json(indent=1) + "\n")
+        with JsonlTracker(folder.partial) as tracker:
+            record = _stage(request, home, folder, tracker, stop)
+        write_record(record, folder.partial)
+        _tidy(folder)
+        folder.finish()
+
+
+def _stage(
+    request: StageRequest, home: Home, folder: StageFolder, tracker: JsonlTracker, stop: threading.Event
+) -> AnyRecord:
+    from core import stages
+
+    recipe = resolve(request.recipe, "of the request")
+    work = stages.Work(home, request.digest, folder.partial, tracker, stop.is_set)
+    if request.stage == "prepare":
+        return stages.prepare(recipe, _given(request.source, "source"), work)
+    labelled = _record(home, request.labelled, PreparedData) if request.labelled else None
+    if request.stage == "pretrain":
+        data = [(_record(home, given.folder, PreparedData), given.weight) for given in request.data]
+        return stages.pretrain(recipe, data, labelled, work)
+    encoder = _record(home, request.encoder, PretrainedEncoder)
+    prepared = _record(home, request.labelled, PreparedData)
+    if request.stage == "finetune":
+        return stages.finetune(recipe, encoder, prepared, work)
+    return stages.evaluate(recipe, encoder, _record(home, request.tuned, TunedModel), prepared, work)
+
+
+def _record(home: Home, folder: str | None, kind: type[R]) -> R:
+    return read_record(home.resolve(_given(folder, kind.__name__)), kind)
+
+
+def _given(value: str | None, name: str) -> str:
+    if value is None:
+        raise UserError(f"the stage request lacks its {name}")
+    return value
+
+
+def _tidy(folder: StageFolder) -> None:
+    """Remove temporary files of writers that were killed."""
+    for left in folder.partial.rglob(".*.tmp"):
+        left.unlink()
+    shutil.rmtree(folder.partial / "checkpoints", ignore_errors=True)
+
+
+def _stop_on_signals(stop: threading.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+
+
+def _stop_when_closed(stop: threading.Event) -> None:
+    """Standard input never holds anything; its end means that the launcher is gone."""
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    stop.set()
+
+
+def _complain(error: Exception, code: int, *, unexpected: bool = False) -> int:
+    if unexpected or os.environ.get("MAEFLOW_DEBUG"):
+        traceback.print_exc()
+    kind = f"{type(error).__name__}: " if unexpected else ""
+    print("error: " + json.dumps(f"{kind}{error}", ensure_ascii=False)[1:-1].replace('\\"', '"'), flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,192 @@
+"""Stage 3: a model for the task from an encoder and a few labels."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from core.config import FinetuneConfig, Recipe
+from core.data.loading import FixedViews, Ids, Part, Stream, TrainViews
+from core.data.seeds import seed_of
+from core.data.store import PreparedStore
+from core.errors import StageError, UserError
+from core.modality import Modality, Stats
+from core.model.heads import Classifier
+from core.model.patches import PatchSpec
+from core.records import PreparedData, PretrainedEncoder, Target, TunedModel
+from core.stages.work import (
+    Work,
+    encoder_weights,
+    fixed_batch,
+    geometry_of,
+    live_plugin,
+    open_store,
+    stats_on,
+    versions,
+)
+from core.tasks import Task
+from core.training import checkpoint
+from core.training.classification import ClassifierObjective
+from core.training.devices import configure
+from core.training.optim import parameter_groups, schedule
+from core.training.trainer import BEST_FILE, Best, Job, Trainer, weights
+from core.workspace import write_bytes
+
+MODEL_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled rows and what is done with them."""
+
+    store: PreparedStore
+    task: Task
+    plugin: Modality[Any]
+    stats: Stats
+
+    def predict(self, model: Classifier, ids: Ids, batch: int) -> tuple[Tensor, Tensor]:
+        """Logits (N, outputs) and targets (N, ...) of the fixed views of ``ids``, on the CPU."""
+        views = FixedViews(self.store, ids, self.plugin, batch, self.task.tensor)
+        return _predict(model, views, self.plugin, self.stats)
+
+
+def finetune(recipe: Recipe, encoder: PretrainedEncoder, labelled: PreparedData, work: Work) -> TunedModel:
+    """Fine-tune ``encoder`` on the labelled training split; the best weights on validation are kept.
+
+    Raises:
+        UserError: if nothing is labelled.
+        StageError: if there is no labelled training item, or the loss stays non-finite.
+        Stopped: if asked to stop; calling again continues.
+    """
+    target = require_target(labelled)
+    device = configure(recipe.compute)
+    plugin = live_plugin(recipe, "finetune", recipe.finetune.input_shape)
+    task, spec = Task.of(target), plugin.patches()
+    stats = stats_on(encoder.statistics, device)
+    on = Labelled(open_store(work.home, labelled), task, plugin, stats)
+    train, val = on.store.ids("train", labelled=True), on.store.ids("val", labelled=True)
+    if len(train) == 0:
+        raise StageError("no item of the training split is labelled; see the splits in the dataset card")
+    model = build(recipe, encoder, spec, task, work, seed_of(recipe.seed, "head")).to(device)
+    class_weights = task.class_weights(on.store.targets(train))
+    objective = ClassifierObjective(model, task, recipe.finetune, class_weights).to(device)
+    stream = Stream([Part(train)], seed_of(recipe.seed, "finetune"))
+    look = _Look(on, objective, val, recipe.evaluate.batch)
+    job = Job(
+        name="finetune",
+        config=recipe.finetune,
+        compute=recipe.compute,
+        device=device,
+        seed=recipe.seed,
+        schedule=schedule(recipe.finetune, stream.per_epoch),
+        per_epoch=stream.per_epoch,
+        plugin=plugin,
+        stats=stats,
+        tracker=work.tracker,
+        workdir=work.folder,
+        should_stop=work.should_stop,
+        evaluate=look,
+        evaluate_every=recipe.finetune.validate_every,
+        best=Best(f"finetune/val_{task.headline}", task.higher_is_better) if len(val) else None,
+    )
+    trainer = Trainer(objective, layer_groups(model, recipe.finetune), job)
+    loss = trainer.run(TrainViews([on.store], stream, plugin, seed_of(recipe.seed, "finetune"), task.tensor))
+    kept, metrics = _best_weights(trainer, look, work)
+    write_bytes(work.folder / MODEL_FILE, to_safetensors(kept, {"format": "pt", "maeflow": recipe.model_dump_json()}))
+    checkpoint.clear(work.folder)
+    return TunedModel(
+        digest=work.digest,
+        folder=work.final_uri("finetune"),
+        modality=recipe.modality,
+        recipe=recipe.name,
+        versions=versions(),
+        weights=MODEL_FILE,
+        model=encoder.model,
+        geometry=geometry_of(spec),
+        statistics=encoder.statistics,
+        target=target,
+        pool=recipe.finetune.pool,
+        encoder=encoder.digest,
+        prepared=labelled.digest,
+        metrics={"finetune/loss": loss, **metrics},
+    )
+
+
+def require_target(labelled: PreparedData) -> Target:
+    """What ``labelled`` is labelled with.
+
+    Raises:
+        UserError: if nothing is.
+    """
+    if labelled.target is None:
+        raise UserError("no item has a label; give a source with class folders or a label column as --labelled")
+    return labelled.target
+
+
+def build(
+    recipe: Recipe, encoder: PretrainedEncoder, spec: PatchSpec, task: Task, work: Work, seed: int, *, pretrained: bool = True
+) -> Classifier:
+    """A classifier around ``encoder``, or around random weights of the same shape drawn from ``seed``."""
+    torch.manual_seed(seed)
+    model = Classifier(spec, encoder.model, task.outputs, recipe.finetune.pool, recipe.finetune.drop_path)
+    if pretrained:
+        model.load_encoder(encoder_weights(work.home, encoder, spec))
+    return model
+
+
+def layer_groups(model: Classifier, config: FinetuneConfig) -> list[dict[str, Any]]:
+    """Optimiser groups with layer-wise learning-rate decay."""
+    named = model.named_parameters()
+    return parameter_groups(named, config.weight_decay, layer_decay=config.layer_decay, depth=model.config.depth)
+
+
+@torch.no_grad()
+def _predict(
+    model: Classifier, views: FixedViews, plugin: Modality[Any], stats: Stats
+) -> tuple[Tensor, Tensor]:
+    was_training = model.training
+    model.eval()
+    logits, targets = [], []
+    for number in range(len(views)):
+        batch = fixed_batch(views, number, plugin, stats, stats.mean.device, 0)
+        logits.append(model.classify(batch.x, batch.valid).cpu())
+        if batch.target is None:
+            raise ValueError("a labelled row without a target")
+        targets.append(batch.target.cpu())
+    model.train(was_training)
+    return torch.cat(logits), torch.cat(targets)
+
+
+class _Look:
+    """Validation of the model being tuned."""
+
+    def __init__(self, on: Labelled, objective: ClassifierObjective, val: Ids, batch: int) -> None:
+        self._on, self._objective, self._val, self._batch = on, objective, val, batch
+        self.last: dict[str, float] = {}
+
+    def __call__(self, step: int) -> Mapping[str, float]:
+        """Validation metrics after ``step`` steps."""
+        if len(self._val) == 0:
+            return {}
+        logits, targets = self._on.predict(self._objective.model, self._val, self._batch)
+        loss = self._on.task.loss(logits, targets, weights=None, smoothing=0.0)
+        metrics = self._on.task.metrics(logits, targets)
+        self.last = {"finetune/val_loss": float(loss)} | {f"finetune/val_{k}": v for k, v in metrics.items()}
+        return self.last
+
+
+def _best_weights(trainer: Trainer, look: Callable[[int], Mapping[str, float]], work: Work) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The weights to keep, and their validation metrics."""
+    best = work.folder / BEST_FILE
+    if not best.exists():
+        with trainer.averaged():
+            return weights(trainer.objective.model), {}
+    kept = load_file(best)
+    trainer.objective.model.load_state_dict(kept)
+    metrics = dict(look(trainer.steps_done))
+    best.unlink()
+    return kept, metrics

@@ -1,0 +1,237 @@
+"""Stage 2: an encoder from prepared data, without labels."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from core.config import PretrainConfig, Recipe
+from core.data.loading import FixedViews, Ids, Part, Stream, TrainViews
+from core.data.seeds import seed_of, torch_rng
+from core.data.store import PreparedStore
+from core.errors import StageError
+from core.evaluation.pictures import reconstruct, sheet
+from core.evaluation.probes import knn_predict
+from core.modality import Modality, Stats
+from core.model.mae import MaskedAutoencoder
+from core.model.masking import sampler
+from core.model.objective import MaskedObjective
+from core.model.patches import PatchSpec
+from core.records import PreparedData, PretrainedEncoder, Statistics
+from core.stages.work import Work, extract, fixed_batch, geometry_of, live_plugin, open_store, stats_on, versions
+from core.tasks import Task
+from core.training import checkpoint
+from core.training.devices import configure
+from core.training.optim import parameter_groups, schedule
+from core.training.trainer import Job, Trainer, weights
+from core.workspace import write_bytes
+
+ENCODER_FILE = "encoder.safetensors"
+MODEL_FILE = "autoencoder.safetensors"
+PICTURE_FILE = "reconstructions.png"
+SHOWN = 8
+"""Samples in a reconstruction picture."""
+PROBE_LIMIT = 5000
+"""Most training items the online k-NN probe looks at."""
+
+
+def pretrain(
+    recipe: Recipe, data: Sequence[tuple[PreparedData, float]], labelled: PreparedData | None, work: Work
+) -> PretrainedEncoder:
+    """Pretrain a masked autoencoder on weighted prepared ``data``.
+
+    Items whose content equals a test item of ``labelled`` are left out, and counted.
+
+    Raises:
+        StageError: if nothing is left to train on, or the loss stays non-finite.
+        Stopped: if asked to stop; calling again continues.
+    """
+    device = configure(recipe.compute)
+    plugin = live_plugin(recipe, "pretrain", recipe.pretrain.input_shape)
+    spec = plugin.patches()
+    stores = [open_store(work.home, prepared) for prepared, _ in data]
+    parts = _parts(stores, data, labelled, work)
+    statistics = combine([prepared for prepared, _ in data], [part.per_epoch for part in parts])
+    stats = stats_on(statistics, device)
+    objective = build(spec, recipe, stats, device)
+    stream = Stream(parts, recipe.seed)
+    probe = _Probe.of(data[0][0], labelled, work)
+    look = _Look(recipe.pretrain, objective, plugin, stats, stores[0], probe, recipe.seed, work)
+    job = Job(
+        name="pretrain",
+        config=recipe.pretrain,
+        compute=recipe.compute,
+        device=device,
+        seed=recipe.seed,
+        schedule=schedule(recipe.pretrain, stream.per_epoch),
+        per_epoch=stream.per_epoch,
+        plugin=plugin,
+        stats=stats,
+        tracker=work.tracker,
+        workdir=work.folder,
+        should_stop=work.should_stop,
+        evaluate=look,
+        evaluate_every=recipe.pretrain.validate_every,
+    )
+    trainer = Trainer(objective, parameter_groups(objective.named_parameters(), recipe.pretrain.weight_decay), job)
+    loss = trainer.run(TrainViews(stores, stream, plugin, recipe.seed, None))
+    with trainer.averaged():
+        encoder, whole = weights(objective.model.encoder), weights(objective.model)
+    write_bytes(work.folder / ENCODER_FILE, to_safetensors(encoder, _metadata(recipe)))
+    write_bytes(work.folder / MODEL_FILE, to_safetensors(whole, _metadata(recipe)))
+    checkpoint.clear(work.folder)
+    return PretrainedEncoder(
+        digest=work.digest,
+        folder=work.final_uri("pretrain"),
+        modality=recipe.modality,
+        recipe=recipe.name,
+        versions=versions(),
+        weights=ENCODER_FILE,
+        model=recipe.model,
+        geometry=geometry_of(spec),
+        statistics=statistics,
+        data_digest=data[0][0].data_digest,
+        prepared=data[0][0].digest,
+        metrics={"pretrain/loss": loss, **look.last},
+    )
+
+
+def build(spec: PatchSpec, recipe: Recipe, stats: Stats, device: torch.device) -> MaskedObjective:
+    """A freshly initialised autoencoder with its objective; weights depend on the recipe's seed alone."""
+    config = recipe.pretrain
+    torch.manual_seed(seed_of(recipe.seed, "init"))
+    model = MaskedAutoencoder(spec, recipe.model, config.drop_path).to(device)
+    return MaskedObjective(model, config, sampler(config.mask, spec.grid), stats).to(device)
+
+
+def combine(data: Sequence[PreparedData], counts: Sequence[int]) -> Statistics:
+    """Statistics of several prepared sources together, weighted by their samples per epoch."""
+    share = np.array(counts, dtype=np.float64)[:, None] / sum(counts)
+    mean = np.array([d.statistics.mean for d in data])
+    square = np.array([d.statistics.std for d in data]) ** 2 + mean**2
+    whole = (share * mean).sum(0)
+    std = np.sqrt(np.maximum((share * square).sum(0) - whole**2, 1e-12))
+    if len(data) == 1:
+        return data[0].statistics
+    return Statistics(mean=tuple(whole.tolist()), std=tuple(std.tolist()))
+
+
+def _parts(
+    stores: Sequence[PreparedStore], data: Sequence[tuple[PreparedData, float]], labelled: PreparedData | None, work: Work
+) -> list[Part]:
+    """The training rows of each store, without the labelled test items."""
+    parts, left_out = [], 0
+    held = _test_hashes(labelled, work)
+    for store, (prepared, weight) in zip(stores, data, strict=True):
+        ids = store.ids("train")
+        if labelled is not None and labelled.digest != prepared.digest:
+            # The other source's own test and validation items have no labels to spoil: all of it is raw data.
+            clear = np.array([digest not in held for digest in store.hashes(ids)], dtype=bool)
+            left_out += int((~clear).sum())
+            ids = ids[clear]
+        parts.append(Part(ids, weight))
+    if left_out:
+        work.tracker.note(f"{left_out} items equal labelled test items and are kept out of pretraining")
+    work.tracker.metrics(0, {"pretrain/held_out": float(left_out)})
+    if not any(len(part.ids) for part in parts):
+        raise StageError("there is no training item to pretrain on; see the splits in the dataset card")
+    return parts
+
+
+def _test_hashes(labelled: PreparedData | None, work: Work) -> set[str]:
+    if labelled is None:
+        return set()
+    store = open_store(work.home, labelled)
+    return set(store.hashes(store.ids("test")))
+
+
+def _metadata(recipe: Recipe) -> dict[str, str]:
+    """What a weights file says of itself."""
+    return {"format": "pt", "maeflow": recipe.model_dump_json()}
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Labelled rows for the online k-NN probe."""
+
+    store: PreparedStore
+    task: Task
+    train: Ids
+    val: Ids
+
+    @classmethod
+    def of(cls, data: PreparedData, labelled: PreparedData | None, work: Work) -> "_Probe | None":
+        """The probe on the labelled source, or None where it has no labels on both sides."""
+        source = labelled or data
+        if source.target is None or not source.target.classes:
+            return None
+        store = open_store(work.home, source)
+        train, val = store.ids("train", labelled=True)[:PROBE_LIMIT], store.ids("val", labelled=True)
+        return cls(store, Task.of(source.target), train, val) if len(train) and len(val) else None
+
+
+class _Look:
+    """What is measured every few epochs: validation loss, reconstruction pictures, k-NN."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        objective: MaskedObjective,
+        plugin: Modality[Any],
+        stats: Stats,
+        store: PreparedStore,
+        probe: _Probe | None,
+        seed: int,
+        work: Work,
+    ) -> None:
+        self._config, self._objective, self._plugin, self._stats = config, objective, plugin, stats
+        self._probe, self._seed, self._work = probe, seed, work
+        self._views = FixedViews(store, store.ids("val"), plugin, config.micro)
+        self._store = store
+        self.last: dict[str, float] = {}
+
+    def __call__(self, step: int) -> Mapping[str, float]:
+        """Metrics after ``step`` steps; the same masks every time, so that values compare."""
+        self._objective.eval()
+        values = {} if len(self._views) == 0 else {"pretrain/val_loss": self._val_loss()}
+        if self._probe:
+            values["pretrain/knn"] = self._knn(self._probe)
+        self._picture(step)
+        self._objective.train()
+        self.last = values
+        return values
+
+    @torch.no_grad()
+    def _val_loss(self) -> float:
+        device, total, count = self._stats.mean.device, 0.0, 0
+        for number in range(len(self._views)):
+            batch = fixed_batch(self._views, number, self._plugin, self._stats, device, self._seed)
+            loss, _ = self._objective(batch, torch_rng(device, self._seed, "val", number))
+            total += float(loss) * batch.x.shape[0]
+            count += batch.x.shape[0]
+        return total / count
+
+    def _knn(self, probe: _Probe) -> float:
+        encoder = self._objective.model.encoder
+        batch = min(256, self._config.batch)
+        train, val = (self._features(encoder, probe, ids, batch) for ids in (probe.train, probe.val))
+        truth = probe.task.tensor(probe.store.targets(probe.train))
+        scores = knn_predict(train, truth, val, k=20, temperature=0.07, classes=probe.task.outputs)
+        return probe.task.metrics(scores, probe.task.tensor(probe.store.targets(probe.val)))[probe.task.headline]
+
+    def _features(self, encoder: Any, probe: _Probe, ids: Ids, batch: int) -> Tensor:
+        return extract(encoder, probe.store, ids, self._plugin, self._stats, batch)
+
+    def _picture(self, step: int) -> None:
+        split = "val" if len(self._store.ids("val")) else "train"
+        device = self._stats.mean.device
+        views = FixedViews(self._store, self._store.ids(split)[:SHOWN], self._plugin, SHOWN)
+        batch = fixed_batch(views, 0, self._plugin, self._stats, device, self._seed)
+        columns = reconstruct(self._objective, batch, torch_rng(device, self._seed, "picture"))
+        png = sheet(self._plugin, columns)
+        write_bytes(self._work.folder / PICTURE_FILE, png)
+        self._work.tracker.picture("reconstructions", step, png)

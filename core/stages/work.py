@@ -1,0 +1,108 @@
+"""What every stage needs beside its inputs, and the steps that stages share."""
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from core.config import Recipe
+from core.data.loading import FixedViews, Ids, to_device
+from core.data.seeds import torch_rng
+from core.data.store import PreparedStore
+from core.modality import Batch, Modality, Purpose, Stats
+from core.model.mae import Encoder
+from core.model.patches import PatchSpec
+from core.model.positions import resample
+from core.records import Geometry, PreparedData, PretrainedEncoder, Statistics
+from core.registry import plugin
+from core.tracking import NullTracker, Tracker
+from core.workspace import Home
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where a stage works and whom it tells."""
+
+    home: Home
+    digest: str
+    """Name of the stage's folder."""
+    folder: Path
+    """The partial folder, held by this process alone."""
+    tracker: Tracker = field(default_factory=NullTracker)
+    should_stop: Callable[[], bool] = lambda: False
+
+    def final_uri(self, stage: str) -> str:
+        """Where the folder will be when the stage is done, relative to the home."""
+        return self.home.uri(self.home.stage(stage, self.digest).final)
+
+
+def open_store(home: Home, prepared: PreparedData) -> PreparedStore:
+    """The rows behind a record."""
+    return PreparedStore.open(home.resolve(prepared.folder))
+
+
+def live_plugin(recipe: Recipe, purpose: Purpose, input_shape: tuple[int, ...] | None = None) -> Modality[object]:
+    """The recipe's plugin for a stage."""
+    return plugin(recipe.modality, recipe.data, purpose, input_shape)
+
+
+def stats_on(statistics: Statistics, device: torch.device) -> Stats:
+    """Input statistics as tensors."""
+    return Stats(torch.tensor(statistics.mean, device=device), torch.tensor(statistics.std, device=device))
+
+
+def geometry_of(spec: PatchSpec) -> Geometry:
+    """The record's form of a `PatchSpec`."""
+    return Geometry(channels=spec.channels, input_shape=spec.input_shape, patch_shape=spec.patch_shape)
+
+
+def spec_of(geometry: Geometry) -> PatchSpec:
+    """The inverse of `geometry_of`."""
+    return PatchSpec(geometry.channels, geometry.input_shape, geometry.patch_shape)
+
+
+def versions() -> dict[str, str]:
+    """Versions that stand beside every result."""
+    names = ("maeflow", "torch", "timm", "numpy")
+    return {name: version(name) for name in names} | {"python": platform.python_version()}
+
+
+def encoder_weights(home: Home, record: PretrainedEncoder, spec: PatchSpec) -> dict[str, Tensor]:
+    """The weights of an encoder, its positions resampled to the grid of ``spec`` where that differs."""
+    weights = load_file(home.resolve(record.folder) / record.weights)
+    old = spec_of(record.geometry)
+    if old.grid != spec.grid:
+        prefix = weights["pos_embed"].shape[1] - old.count
+        places = resample(weights["pos_embed"][:, prefix:], old.grid, spec.grid)
+        weights["pos_embed"] = torch.cat([weights["pos_embed"][:, :prefix], places], dim=1)
+    return weights
+
+
+def fixed_batch(
+    views: FixedViews, number: int, plugin: Modality[object], stats: Stats, device: torch.device, seed: int
+) -> Batch:
+    """Batch ``number`` of ``views`` on the device."""
+    rng = torch_rng(device, seed, "fixed", number)
+    return plugin.batch(to_device(views[number], device), stats, rng, train=False)
+
+
+@torch.no_grad()
+def extract(
+    encoder: Encoder, store: PreparedStore, ids: Ids, plugin: Modality[object], stats: Stats, batch: int
+) -> Tensor:
+    """Features (N, D) of rows ``ids`` from a frozen encoder, on the CPU."""
+    device = stats.mean.device
+    views = FixedViews(store, ids, plugin, batch)
+    was_training = encoder.training
+    encoder.eval()
+    parts = []
+    for number in range(len(views)):
+        inputs = fixed_batch(views, number, plugin, stats, device, 0)
+        parts.append(encoder.features(inputs.x, inputs.valid).float().cpu())
+    encoder.train(was_training)
+    return torch.cat(parts) if parts else torch.empty(0, encoder.config.width)

@@ -1,0 +1,55 @@
+"""The fine-tuning objective: a classifier's loss, with mixup and cutmix where the recipe asks for them."""
+
+from typing import Any
+
+import torch
+from timm.data.mixup import Mixup
+from torch import Tensor, nn
+
+from core.config import FinetuneConfig, TaskKind
+from core.errors import UserError
+from core.modality import Batch
+from core.model.heads import Classifier
+from core.tasks import Task
+
+
+class ClassifierObjective(nn.Module):
+    """One fine-tuning forward pass. Never waits for the device."""
+
+    def __init__(self, model: Classifier, task: Task, config: FinetuneConfig, class_weights: Tensor | None) -> None:
+        super().__init__()
+        self.model = model
+        self._task = task
+        self._smoothing = config.label_smoothing
+        self._mix = _mixing(config, task)
+        self.register_buffer("_weights", class_weights, persistent=False)
+
+    def forward(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Loss of a micro-batch (a scalar on the device)."""
+        if batch.target is None:
+            raise ValueError("fine-tuning met a sample without a label")
+        x, target, smoothing = batch.x, batch.target, self._smoothing
+        if self._mix is not None:
+            x, target = self._mix(x, target)  # Smooths the labels as well.
+            smoothing = 0.0
+        logits = self.model.classify(x, batch.valid)
+        weights: Tensor | None = self._weights  # type: ignore[assignment]
+        return self._task.loss(logits, target, weights=weights, smoothing=smoothing), {}
+
+
+def _mixing(config: FinetuneConfig, task: Task) -> Any:
+    """timm's mixup and cutmix, or None; timm draws from NumPy's global generator, which the trainer seeds per step.
+
+    Raises:
+        UserError: if the task is not single-label.
+    """
+    if config.mixup == 0 and config.cutmix == 0:
+        return None
+    if task.kind is not TaskKind.SINGLE:
+        raise UserError(f"finetune.mixup and finetune.cutmix are for single_label tasks, this one is {task.kind}")
+    return Mixup(
+        mixup_alpha=config.mixup,
+        cutmix_alpha=config.cutmix,
+        label_smoothing=config.label_smoothing,
+        num_classes=task.outputs,
+    )
