@@ -1,0 +1,136 @@
+"""Mask samplers and count rules."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.config import CountRule, MaskConfig
+from core.model.masking import keep_count, sampler, split_by_score
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+CASES = [
+    (MaskConfig(), (7, 7)),
+    (MaskConfig(ratio=0.9), (40,)),
+    (MaskConfig(kind="tube", ratio=0.9, count_rule="floor_mask"), (8, 14, 14)),
+    (MaskConfig(kind="block", block=(2, 3)), (7, 9)),
+    (MaskConfig(kind="block", block=(2, 2, 2, 1)), (4, 4, 2, 3)),
+    (MaskConfig(kind="axis", axis=1, ratio=0.6), (4, 10)),
+    (MaskConfig(kind="axis", axis=0, ratio=0.5), (8, 3, 3)),
+]
+
+
+@pytest.mark.parametrize(("config", "grid"), CASES, ids=str)
+def test_masks_partition_the_patches_with_equal_counts(config, grid):
+    mask = sampler(config, grid)(5, rng(), None)
+    both = torch.cat([mask.keep_BK, mask.masked_BM], dim=1).sort(dim=1).values
+    assert torch.equal(both, torch.arange(math.prod(grid)).expand(5, -1))
+
+
+@pytest.mark.parametrize(("config", "grid"), CASES, ids=str)
+def test_masks_repeat_with_their_seed_and_differ_between_samples(config, grid):
+    draw = sampler(config, grid)
+    first, again, other = (draw(6, rng(seed), None) for seed in (1, 1, 2))
+    assert torch.equal(first.keep_BK, again.keep_BK)
+    assert torch.equal(first.masked_BM, again.masked_BM)
+    assert not torch.equal(first.keep_BK.sort(1).values, other.keep_BK.sort(1).values)
+    assert len({tuple(row.sort().values.tolist()) for row in first.keep_BK}) > 1
+
+
+def test_counts_of_the_two_published_video_recipes():
+    """1568 tokens at 0.9: 160 kept by the per-frame rule of tubes, 156 by the floor over all tokens."""
+    tube = MaskConfig(kind="tube", ratio=0.9, count_rule="floor_mask")
+    assert sampler(tube, (8, 14, 14))(2, rng(), None).keep_BK.shape[1] == 160
+    assert sampler(MaskConfig(ratio=0.9), (8, 14, 14))(2, rng(), None).keep_BK.shape[1] == 156
+
+
+def test_count_rules_name_the_floating_point_artefact():
+    assert keep_count(100, 0.9, CountRule.FLOOR_KEEP) == 9
+    assert keep_count(100, 0.9, CountRule.FLOOR_MASK) == 10
+    assert keep_count(100, 0.9, CountRule.ROUND) == 10
+
+
+@given(st.integers(2, 5000), st.floats(0.001, 0.999), st.sampled_from(CountRule))
+def test_never_all_and_never_none(patches, ratio, rule):
+    assert 1 <= keep_count(patches, ratio, rule) <= patches - 1
+
+
+def test_one_patch_cannot_be_masked():
+    with pytest.raises(ValueError, match="smaller"):
+        keep_count(1, 0.5, CountRule.ROUND)
+
+
+def test_tubes_hide_the_same_places_at_every_index():
+    mask = sampler(MaskConfig(kind="tube", ratio=0.75), (4, 5, 5))(8, rng(), None)
+    for row in mask.keep_BK:
+        per_frame = [set((row[row // 25 == t] % 25).tolist()) for t in range(4)]
+        assert all(places == per_frame[0] for places in per_frame)
+
+
+def test_axis_masks_hide_whole_slices():
+    mask = sampler(MaskConfig(kind="axis", axis=1, ratio=0.5), (4, 10))(8, rng(), None)
+    for row in mask.keep_BK:
+        columns = (row % 10).bincount(minlength=10)
+        assert set(columns.tolist()) == {0, 4}
+
+
+def test_blocks_are_cut_at_most_once():
+    grid, block = (8, 8), (2, 2)
+    mask = sampler(MaskConfig(kind="block", block=block, ratio=0.7), grid)(8, rng(), None)
+    for row in mask.keep_BK:
+        blocks = (row // 8 // 2 * 4 + row % 8 // 2).bincount(minlength=16)
+        assert ((blocks > 0) & (blocks < 4)).sum() <= 1
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(2, 30), st.integers(2, 30), st.floats(0.05, 0.95), st.integers(0, 10**6))
+def test_no_hidden_patch_is_among_the_kept_on_any_grid(height, width, ratio, seed):
+    mask = sampler(MaskConfig(ratio=ratio), (height, width))(3, rng(seed), None)
+    for kept, hidden in zip(mask.keep_BK, mask.masked_BM, strict=True):
+        assert not set(kept.tolist()) & set(hidden.tolist())
+        assert len(kept) + len(hidden) == height * width
+
+
+@pytest.mark.parametrize("kind", ["random", "axis"])
+def test_padding_is_kept_only_after_every_real_patch(kind):
+    valid = torch.zeros(3, 16, dtype=torch.bool)
+    valid[0, :6], valid[1, :2], valid[2] = True, True, True
+    mask = sampler(MaskConfig(kind=kind, ratio=0.75), (16,))(3, rng(), valid)
+    kept_valid = valid.gather(1, mask.keep_BK).sum(1)
+    assert kept_valid.tolist() == [4, 2, 4]
+
+
+def test_every_patch_is_hidden_about_as_often():
+    mask = sampler(MaskConfig(ratio=0.75), (6, 6))(4000, rng(), None)
+    share = mask.masked_BM.flatten().bincount(minlength=36) / 4000
+    assert (share - 0.75).abs().max() < 0.04
+
+
+def test_realised_ratio_is_told():
+    assert sampler(MaskConfig(ratio=0.75), (7, 7))(2, rng(), None).ratio == pytest.approx(37 / 49)
+
+
+def test_lowest_scores_are_kept():
+    mask = split_by_score(torch.tensor([[0.3, 0.1, 0.2, 0.9]]), 2)
+    assert mask.keep_BK.tolist() == [[1, 2]]
+    assert mask.masked_BM.tolist() == [[0, 3]]
+
+
+@pytest.mark.parametrize(
+    ("config", "grid"),
+    [
+        (MaskConfig(kind="tube"), (8,)),
+        (MaskConfig(kind="block", block=(2,)), (4, 4)),
+        (MaskConfig(kind="axis", axis=2), (4, 4)),
+    ],
+    ids=str,
+)
+def test_a_mask_that_does_not_fit_the_grid_is_refused(config, grid):
+    with pytest.raises(ValueError, match=r"grid|axes"):
+        sampler(config, grid)
