@@ -6,7 +6,6 @@ wrong, 3 stopped after saving. What a person should know goes to standard output
 """
 
 import faulthandler
-import json
 import os
 import shutil
 import signal
@@ -120,7 +119,8 @@ def _complain(error: Exception, code: int, *, unexpected: bool = False) -> int:
     if unexpected or os.environ.get("MAEFLOW_DEBUG"):
         traceback.print_exc()
     kind = f"{type(error).__name__}: " if unexpected else ""
-    print("error: " + json.dumps(f"{kind}{error}", ensure_ascii=False)[1:-1].replace('\\"', '"'), flush=True)
+    for line in f"{kind}{error}".splitlines():
+        print(f"error: {line}", flush=True)
     return code
 
 
