@@ -183,7 +183,10 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "ModelConfig":
-        for where, width, heads in (("", self.width, self.heads), ("decoder.", self.decoder.width, self.decoder.heads)):
+        for where, width, heads in (
+            ("", self.width, self.heads),
+            ("decoder.", self.decoder.width, self.decoder.heads),
+        ):
             if width % heads:
                 raise ValueError(f"{where}width {width} is not a multiple of {where}heads {heads}")
         return self

@@ -6,7 +6,7 @@ Raise a stage's revision whenever its results change for the same recipe and inp
 from collections.abc import Sequence
 
 from core.config import Recipe, results_only
-from core.records import PretrainedEncoder, PreparedData, TunedModel
+from core.records import PreparedData, PretrainedEncoder, TunedModel
 from core.registry import plugin_info
 from core.workspace import SCHEMA, digest_of
 

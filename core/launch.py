@@ -1,7 +1,7 @@
 """The process in which a stage runs: ``python -P -m core.launch request.json``.
 
-It holds the stage's folder alone while it works, and watches its standard input: when that closes, its launcher is gone or wants
-it to stop, so it saves and ends. Exit codes: 0 the finished folder is there, 1 the work failed, 2 the request was
+It holds the stage's folder alone while it works, and watches its standard input: when that closes, its launcher is
+gone or wants it to stop, so it saves and ends. Exit codes: 0 the finished folder is there, 1 the work failed, 2 the request was
 wrong, 3 stopped after saving. What a person should know goes to standard output, a line each.
 """
 
@@ -15,8 +15,8 @@ import traceback
 from pathlib import Path
 
 from core.errors import StageError, Stopped, UserError
-from core.records import AnyRecord, PreparedData, PretrainedEncoder, R, TunedModel, read_record, write_record
 from core.recipes import resolve
+from core.records import AnyRecord, PreparedData, PretrainedEncoder, R, TunedModel, read_record, write_record
 from core.request import StageRequest
 from core.tracking import JsonlTracker
 from core.workspace import Home, StageFolder, write_text

@@ -144,7 +144,9 @@ class Modality(ABC, Generic[SettingsT]):
     info: ClassVar[PluginInfo]
     """The plugin's entry in the registry."""
 
-    def __init__(self, settings: SettingsT, purpose: Purpose = "pretrain", input_shape: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self, settings: SettingsT, purpose: Purpose = "pretrain", input_shape: tuple[int, ...] | None = None
+    ) -> None:
         """Take the recipe's ``data`` group, the stage it is for, and that stage's own input size if it has one."""
         self.settings = settings
         self.purpose = purpose

@@ -59,7 +59,7 @@ class Record(Config):
     """The plugin the data came through."""
     recipe: str
     """Name of the recipe."""
-    versions: dict[str, str] = {}
+    versions: dict[str, str]
     """Library versions the work was done with."""
 
 
@@ -174,7 +174,9 @@ def read_record(path: Path, kind: type[R]) -> R:
     try:
         return kind.model_validate_json(file.read_bytes())
     except OSError as error:
-        raise UserError(f"no record at {file}: {error.strerror}; name a finished stage's folder or its record.json") from None
+        raise UserError(
+            f"no record at {file}: {error.strerror}; name a finished stage's folder or its record.json"
+        ) from None
     except ValidationError as error:
         first: Any = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -35,15 +35,21 @@ def plugin_info(name: str) -> PluginInfo:
     try:
         info = entry.load()
     except Exception as error:
-        raise UserError(f"modality {name!r} ({entry.value}) cannot be imported: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"modality {name!r} ({entry.value}) cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(info, PluginInfo):
         raise UserError(f"modality {name!r}: {entry.value} is not a PluginInfo; fix the package's entry point")
     if info.contract != CONTRACT_VERSION:
-        raise UserError(f"modality {name!r} is written for contract {info.contract}, this maeflow has {CONTRACT_VERSION}")
+        raise UserError(
+            f"modality {name!r} is written for contract {info.contract}, this maeflow has {CONTRACT_VERSION}"
+        )
     return info
 
 
-def plugin(name: str, settings: Any, purpose: Purpose = "pretrain", input_shape: tuple[int, ...] | None = None) -> Modality[Any]:
+def plugin(
+    name: str, settings: Any, purpose: Purpose = "pretrain", input_shape: tuple[int, ...] | None = None
+) -> Modality[Any]:
     """A live plugin for a stage.
 
     Raises:

@@ -5,7 +5,8 @@ A stage writes to a `Tracker` and knows nothing of where the reports go. `JsonlT
 
 Every event has ``t`` (seconds since the epoch) and ``kind``:
 ``metrics`` (step, values) · ``picture`` (key, step, path relative to the file's folder) ·
-``progress`` (what, done, total, unit, per_second) · ``rewind`` (step: later metrics were rolled back) · ``note`` (text).
+``progress`` (what, done, total, unit, per_second) ·
+``rewind`` (step: later metrics come again) · ``note`` (text).
 """
 
 import json
@@ -72,7 +73,9 @@ class JsonlTracker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._out.close()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:

@@ -73,10 +73,14 @@ class Home:
             if not marker.exists():
                 write_text(marker, json.dumps({"schema": SCHEMA}) + "\n")
         except OSError as error:
-            raise UserError(f"home folder {root} cannot be written to: {error.strerror}; set MAEFLOW_HOME to another") from None
+            raise UserError(
+                f"home folder {root} cannot be written to: {error.strerror}; set MAEFLOW_HOME to another"
+            ) from None
         found = json.loads(marker.read_text())["schema"]
         if found != SCHEMA:
-            raise UserError(f"home folder {root} has layout {found}, this version knows {SCHEMA}; set MAEFLOW_HOME to another")
+            raise UserError(
+                f"home folder {root} has layout {found}, this version knows {SCHEMA}; set MAEFLOW_HOME to another"
+            )
         if not os.access(root, os.W_OK | os.X_OK):
             raise UserError(f"home folder {root} cannot be written to; set MAEFLOW_HOME to another")
         return cls(root)
@@ -128,7 +132,9 @@ class StageFolder:
         sync_folder(self.final.parent)
 
     @contextmanager
-    def exclusive(self, waiting: Callable[[str], None], should_stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    def exclusive(
+        self, waiting: Callable[[str], None], should_stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[None]:
         """Hold the folder for this process alone; ``waiting`` is told, once, who holds it meanwhile.
 
         The kernel drops the lock with the process, however it ends, so there is no stale holder to guess about.

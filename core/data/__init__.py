@@ -1,0 +1,1 @@
+"""From raw sources to device batches: sources, codecs, shards, splits, loading."""

@@ -121,7 +121,9 @@ class MicroBatches(Sampler[MicroBatch]):
 class TrainViews(Dataset[tuple[MicroBatch, SampleBatch]]):
     """Random views of a stream, a whole micro-batch at a time."""
 
-    def __init__(self, stores: Sequence[Rows], stream: Stream, plugin: Modality[Any], seed: int, encode: Encode | None) -> None:
+    def __init__(
+        self, stores: Sequence[Rows], stream: Stream, plugin: Modality[Any], seed: int, encode: Encode | None
+    ) -> None:
         self._stores, self._stream = list(stores), stream
         self._plugin, self._seed, self._encode = plugin, seed, encode
 
@@ -148,7 +150,7 @@ class FixedViews(Dataset[SampleBatch]):
         self._plugin, self._batch, self._encode = plugin, batch, encode
 
     def __len__(self) -> int:
-        return -(-len(self._ids) // self._batch)
+        return (len(self._ids) + self._batch - 1) // self._batch
 
     def __getitem__(self, index: int) -> SampleBatch:
         if not 0 <= index < len(self):

@@ -1,0 +1,1 @@
+"""Metrics, probes, pictures and the report."""

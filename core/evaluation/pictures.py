@@ -2,9 +2,8 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -12,6 +11,9 @@ from torch import Tensor
 from core.modality import Batch, Modality
 from core.model.objective import MaskedObjective
 from core.model.patches import gather_tokens
+
+if TYPE_CHECKING:
+    import numpy as np
 
 GAP = 4
 """Pixels between two pictures."""

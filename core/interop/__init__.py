@@ -1,0 +1,1 @@
+"""Foreign checkpoint layouts, one file each, in and out."""

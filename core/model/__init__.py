@@ -1,0 +1,1 @@
+"""The network: patches, positions, masks, encoder, decoder, loss, heads."""

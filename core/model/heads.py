@@ -26,10 +26,8 @@ class Classifier(Encoder):
     def classify(self, x: Tensor, valid_BN: Tensor | None = None) -> Tensor:
         """Logits (B, outputs) in float32 of whole inputs (B, C, *input_shape)."""
         tokens = self.norm(self.forward_tokens(self.spec.patchify(x), valid_BN=valid_BN))
-        if self.pool == "cls":
-            pooled = tokens[:, 0]
-        else:
-            pooled = self.fc_norm(mean_tokens(tokens[:, self.prefix :], valid_BN))
+        patches = tokens[:, self.prefix :]
+        pooled = tokens[:, 0] if self.pool == "cls" else self.fc_norm(mean_tokens(patches, valid_BN))
         logits: Tensor = self.head(pooled)
         return logits.float()
 

@@ -41,12 +41,11 @@ class PatchEmbed(nn.Module):
 
 
 def blocks(width: int, depth: int, heads: int, mlp_ratio: float, drop_path: float) -> nn.ModuleList:
-    """timm transformer blocks whose stochastic depth rises linearly to ``drop_path``."""
+    """Timm transformer blocks whose stochastic depth rises linearly to ``drop_path``."""
     rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
     norm = _layer_norm
     return nn.ModuleList(
-        Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm, drop_path=rate)  # type: ignore[arg-type]
-        for rate in rates
+        Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm, drop_path=rate) for rate in rates
     )
 
 
@@ -99,7 +98,9 @@ class Encoder(nn.Module):
             tokens = torch.cat([cls.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
         return tokens
 
-    def forward_tokens(self, patches_BNP: Tensor, keep_BK: Tensor | None = None, valid_BN: Tensor | None = None) -> Tensor:
+    def forward_tokens(
+        self, patches_BNP: Tensor, keep_BK: Tensor | None = None, valid_BN: Tensor | None = None
+    ) -> Tensor:
         """Tokens (B, prefix + K, D) after the last block, before the final norm."""
         tokens = self.embed(patches_BNP, keep_BK)
         attend = None
@@ -130,13 +131,17 @@ class Decoder(nn.Module):
         self.prefix = 1 if config.cls_token else 0
         self.embed = nn.Linear(config.width, size.width)
         self.mask_token = nn.Parameter(torch.randn(1, 1, size.width) * 0.02)
-        self.register_buffer("pos_embed", nn.functional.pad(sincos(spec.grid, size.width), (0, 0, self.prefix, 0))[None])
+        self.register_buffer(
+            "pos_embed", nn.functional.pad(sincos(spec.grid, size.width), (0, 0, self.prefix, 0))[None]
+        )
         self.blocks = blocks(size.width, size.depth, size.heads, config.mlp_ratio, 0.0)
         self.norm = nn.LayerNorm(size.width, eps=NORM_EPS)
         self.pred = nn.Linear(size.width, spec.values)
         init_linear(self)
 
-    def forward(self, encoded_BKD: Tensor, keep_BK: Tensor, decode_BM: Tensor, valid_BN: Tensor | None = None) -> Tensor:
+    def forward(
+        self, encoded_BKD: Tensor, keep_BK: Tensor, decode_BM: Tensor, valid_BN: Tensor | None = None
+    ) -> Tensor:
         """Predicted values (B, M, P) of the patches ``decode_BM`` from all encoded tokens (B, prefix + K, D)."""
         batch, hidden = decode_BM.shape
         visible = self.embed(encoded_BKD)

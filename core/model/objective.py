@@ -1,4 +1,4 @@
-"""The reconstruction target and loss (He et al. 2021, section 3, "Reconstruction target"), and their inverse for pictures."""
+"""The reconstruction target and loss (He et al. 2021, section 3), and the target's inverse for pictures."""
 
 from dataclasses import dataclass
 
@@ -52,7 +52,7 @@ class PixelTarget:
 
     def _per_pixel(self, values: Tensor) -> Tensor:
         """(B, M, P) to (B, M, P / C, C): channels are last inside a patch."""
-        return values.unflatten(-1, (-1, self._channels))
+        return values.reshape(*values.shape[:-1], -1, self._channels)
 
     def _scale(self, values: Tensor) -> PatchScale:
         if self._norm is NormPix.NONE:
@@ -83,8 +83,21 @@ def reconstruction_loss(predicted_BMP: Tensor, target_BMP: Tensor, valid_BM: Ten
     return (per_patch * weights).sum() / weights.sum().clamp_min(1.0)
 
 
-class MaskedObjective(nn.Module):
+class Objective(nn.Module):
+    """A forward pass that ends in a loss: what the training loop trains."""
+
+    model: nn.Module
+    """The part whose weights are kept."""
+
+    def forward(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Loss of a micro-batch, a scalar on the device, and what is known of it without asking the device."""
+        raise NotImplementedError
+
+
+class MaskedObjective(Objective):
     """One pretraining forward pass: masks, reconstruction, loss. Never waits for the device."""
+
+    model: MaskedAutoencoder
 
     def __init__(self, model: MaskedAutoencoder, config: PretrainConfig, masks: MaskSampler, stats: Stats) -> None:
         super().__init__()
@@ -95,7 +108,7 @@ class MaskedObjective(nn.Module):
         self.target = PixelTarget(config.norm_pix, model.encoder.spec.channels, stats)
 
     def forward(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Loss (a scalar on the device) of a micro-batch, and what is known of it without asking the device."""
+        """The reconstruction loss and the realised mask ratio."""
         patches, valid = self.model.encoder.spec.patchify(batch.x), batch.valid
         if self._repeats > 1:
             patches = patches.repeat_interleave(self._repeats, dim=0)

@@ -4,7 +4,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 def sincos(grid: tuple[int, ...], width: int) -> Tensor:
@@ -26,7 +26,7 @@ def sincos(grid: tuple[int, ...], width: int) -> Tensor:
         shape[axis] = grid[axis]
         parts.append(table.reshape(shape).expand(*grid, -1))
     positions = torch.cat(parts, dim=-1).reshape(math.prod(grid), -1)
-    return F.pad(positions, (0, width - positions.shape[1])).float()
+    return functional.pad(positions, (0, width - positions.shape[1])).float()
 
 
 def resample(positions_1ND: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
@@ -43,7 +43,7 @@ def resample(positions_1ND: Tensor, old: tuple[int, ...], new: tuple[int, ...]) 
         raise ValueError(f"positions on grid {old} cannot be resampled to grid {new}: other number of axes")
     table = positions_1ND.float().reshape(1, *old, -1).movedim(-1, 1)
     if len(old) == 2:
-        table = F.interpolate(table, size=new, mode="bicubic", antialias=True, align_corners=False)
+        table = functional.interpolate(table, size=new, mode="bicubic", antialias=True, align_corners=False)
     else:
         for axis, size in enumerate(new):
             table = _linear(table, axis + 2, size)
@@ -54,6 +54,5 @@ def _linear(table: Tensor, axis: int, size: int) -> Tensor:
     """Interpolate one axis."""
     moved = table.movedim(axis, -1)
     flat = moved.reshape(1, -1, moved.shape[-1])
-    out = F.interpolate(flat, size=size, mode="linear", align_corners=False)
+    out = functional.interpolate(flat, size=size, mode="linear", align_corners=False)
     return out.reshape(*moved.shape[:-1], size).movedim(-1, axis)
-

@@ -96,9 +96,13 @@ def run_cell(cell: Cell, bench: Bench) -> dict[str, float]:
     if cell.arm == "baseline":
         return {"top1": _baseline(on, train, test, recipe.evaluate.batch, cell.seed)}
     settings = config.pretrained if cell.arm == "pretrained" else config.random
-    tuned = recipe.finetune.model_copy(update={**settings.model_dump(), "batch": config.batch, "micro_batch": None, "ema": None})
+    tuned = recipe.finetune.model_copy(
+        update={**settings.model_dump(), "batch": config.batch, "micro_batch": None, "ema": None}
+    )
     seed = seed_of(cell.seed, "cell", cell.labels)
-    model = build(recipe, bench.encoder, plugin.patches(), task, work, seed, pretrained=cell.arm == "pretrained").to(device)
+    model = build(recipe, bench.encoder, plugin.patches(), task, work, seed, pretrained=cell.arm == "pretrained").to(
+        device
+    )
     stream = Stream([Part(train)], seed)
     job = Job(
         name="finetune",
@@ -134,7 +138,13 @@ def _plain(on: Labelled, ids: Ids, batch: int) -> tuple["np.ndarray[Any, Any]", 
     return np.concatenate(parts), np.array(on.store.targets(ids))
 
 
-def run_cells(cells: Sequence[Cell], bench: Bench, folder: Path, done: Callable[[int, int], None], should_stop: Callable[[], bool]) -> None:
+def run_cells(
+    cells: Sequence[Cell],
+    bench: Bench,
+    folder: Path,
+    done: Callable[[int, int], None],
+    should_stop: Callable[[], bool],
+) -> None:
     """Run the cells that have no result in ``folder`` yet, in processes of one thread each beside one another.
 
     Raises:
@@ -177,7 +187,9 @@ def _run_and_write(cell: Cell, bench: Bench, folder: Path) -> None:
 
 def collect(config: LabelEfficiencyConfig, folder: Path) -> dict[str, Any]:
     """The table of the comparison from the cells' results."""
-    table = {arm: [[_result(folder, Cell(arm, n, s)) for s in config.seeds] for n in config.labels_per_class] for arm in ARMS}
+    table = {
+        arm: [[_result(folder, Cell(arm, n, s)) for s in config.seeds] for n in config.labels_per_class] for arm in ARMS
+    }
     paired = []
     for n, ours, theirs in zip(config.labels_per_class, table["pretrained"], table["random"], strict=True):
         mean, low, high = paired_interval([a - b for a, b in zip(ours, theirs, strict=True)])

@@ -21,7 +21,16 @@ from core.model.mae import Encoder
 from core.records import EvalReport, PreparedData, PretrainedEncoder, TunedModel
 from core.stages.efficiency import Bench, collect, plan, run_cells
 from core.stages.finetune import Labelled, require_target
-from core.stages.work import Work, encoder_weights, extract, live_plugin, open_store, spec_of, stats_on, versions
+from core.stages.work import (
+    Work,
+    encoder_weights,
+    extract,
+    live_plugin,
+    open_store,
+    spec_of,
+    stats_on,
+    versions,
+)
 from core.tasks import Task
 from core.training.devices import configure
 from core.workspace import write_text
@@ -113,7 +122,7 @@ def predict_views(model: Classifier, on: Labelled, ids: Ids, batch: int) -> tupl
         inputs = on.plugin.batch(to_device(samples, device), on.stats, rng, train=False)
         scores = model.classify(inputs.x, inputs.valid).cpu()
         counts = [len(several) for several in views]
-        logits.append(torch.stack([part.mean(0) for part in scores.split(counts)]))
+        logits.append(torch.stack([part.mean(0) for part in torch.split(scores, counts)]))
         targets.append(on.task.tensor([record.target for record in records]))
     return torch.cat(logits), torch.cat(targets)
 
@@ -147,7 +156,12 @@ def _probe(model: Encoder, on: Labelled, config: EvaluateConfig) -> dict[str, fl
     scores = {}
     if on.task.kind is not TaskKind.REGRESSION:
         neighbours = knn_predict(
-            x["train"], y["train"], x["test"], k=config.knn_k, temperature=config.knn_temperature, classes=on.task.outputs
+            x["train"],
+            y["train"],
+            x["test"],
+            k=config.knn_k,
+            temperature=config.knn_temperature,
+            classes=on.task.outputs,
         )
         scores["knn"] = on.task.metrics(neighbours, y["test"])[headline]
     linear = linear_probe((x["train"], y["train"]), (x["val"], y["val"]), x["test"], config.linear_c, on.task)

@@ -128,7 +128,14 @@ def require_target(labelled: PreparedData) -> Target:
 
 
 def build(
-    recipe: Recipe, encoder: PretrainedEncoder, spec: PatchSpec, task: Task, work: Work, seed: int, *, pretrained: bool = True
+    recipe: Recipe,
+    encoder: PretrainedEncoder,
+    spec: PatchSpec,
+    task: Task,
+    work: Work,
+    seed: int,
+    *,
+    pretrained: bool = True,
 ) -> Classifier:
     """A classifier around ``encoder``, or around random weights of the same shape drawn from ``seed``."""
     torch.manual_seed(seed)
@@ -145,9 +152,7 @@ def layer_groups(model: Classifier, config: FinetuneConfig) -> list[dict[str, An
 
 
 @torch.no_grad()
-def _predict(
-    model: Classifier, views: FixedViews, plugin: Modality[Any], stats: Stats
-) -> tuple[Tensor, Tensor]:
+def _predict(model: Classifier, views: FixedViews, plugin: Modality[Any], stats: Stats) -> tuple[Tensor, Tensor]:
     was_training = model.training
     model.eval()
     logits, targets = [], []
@@ -179,7 +184,9 @@ class _Look:
         return self.last
 
 
-def _best_weights(trainer: Trainer, look: Callable[[int], Mapping[str, float]], work: Work) -> tuple[dict[str, Tensor], dict[str, float]]:
+def _best_weights(
+    trainer: Trainer, look: Callable[[int], Mapping[str, float]], work: Work
+) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The weights to keep, and their validation metrics."""
     best = work.folder / BEST_FILE
     if not best.exists():

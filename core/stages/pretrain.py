@@ -22,7 +22,16 @@ from core.model.masking import sampler
 from core.model.objective import MaskedObjective
 from core.model.patches import PatchSpec
 from core.records import PreparedData, PretrainedEncoder, Statistics
-from core.stages.work import Work, extract, fixed_batch, geometry_of, live_plugin, open_store, stats_on, versions
+from core.stages.work import (
+    Work,
+    extract,
+    fixed_batch,
+    geometry_of,
+    live_plugin,
+    open_store,
+    stats_on,
+    versions,
+)
 from core.tasks import Task
 from core.training import checkpoint
 from core.training.devices import configure
@@ -121,7 +130,10 @@ def combine(data: Sequence[PreparedData], counts: Sequence[int]) -> Statistics:
 
 
 def _parts(
-    stores: Sequence[PreparedStore], data: Sequence[tuple[PreparedData, float]], labelled: PreparedData | None, work: Work
+    stores: Sequence[PreparedStore],
+    data: Sequence[tuple[PreparedData, float]],
+    labelled: PreparedData | None,
+    work: Work,
 ) -> list[Part]:
     """The training rows of each store, without the labelled test items."""
     parts, left_out = [], 0

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -46,7 +47,7 @@ def open_store(home: Home, prepared: PreparedData) -> PreparedStore:
     return PreparedStore.open(home.resolve(prepared.folder))
 
 
-def live_plugin(recipe: Recipe, purpose: Purpose, input_shape: tuple[int, ...] | None = None) -> Modality[object]:
+def live_plugin(recipe: Recipe, purpose: Purpose, input_shape: tuple[int, ...] | None = None) -> Modality[Any]:
     """The recipe's plugin for a stage."""
     return plugin(recipe.modality, recipe.data, purpose, input_shape)
 
@@ -74,7 +75,7 @@ def versions() -> dict[str, str]:
 
 def encoder_weights(home: Home, record: PretrainedEncoder, spec: PatchSpec) -> dict[str, Tensor]:
     """The weights of an encoder, its positions resampled to the grid of ``spec`` where that differs."""
-    weights = load_file(home.resolve(record.folder) / record.weights)
+    weights: dict[str, Tensor] = load_file(home.resolve(record.folder) / record.weights)
     old = spec_of(record.geometry)
     if old.grid != spec.grid:
         prefix = weights["pos_embed"].shape[1] - old.count
@@ -84,7 +85,7 @@ def encoder_weights(home: Home, record: PretrainedEncoder, spec: PatchSpec) -> d
 
 
 def fixed_batch(
-    views: FixedViews, number: int, plugin: Modality[object], stats: Stats, device: torch.device, seed: int
+    views: FixedViews, number: int, plugin: Modality[Any], stats: Stats, device: torch.device, seed: int
 ) -> Batch:
     """Batch ``number`` of ``views`` on the device."""
     rng = torch_rng(device, seed, "fixed", number)
@@ -93,7 +94,7 @@ def fixed_batch(
 
 @torch.no_grad()
 def extract(
-    encoder: Encoder, store: PreparedStore, ids: Ids, plugin: Modality[object], stats: Stats, batch: int
+    encoder: Encoder, store: PreparedStore, ids: Ids, plugin: Modality[Any], stats: Stats, batch: int
 ) -> Tensor:
     """Features (N, D) of rows ``ids`` from a frozen encoder, on the CPU."""
     device = stats.mean.device

@@ -4,17 +4,20 @@ from typing import Any
 
 import torch
 from timm.data.mixup import Mixup
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.config import FinetuneConfig, TaskKind
 from core.errors import UserError
 from core.modality import Batch
 from core.model.heads import Classifier
+from core.model.objective import Objective
 from core.tasks import Task
 
 
-class ClassifierObjective(nn.Module):
+class ClassifierObjective(Objective):
     """One fine-tuning forward pass. Never waits for the device."""
+
+    model: Classifier
 
     def __init__(self, model: Classifier, task: Task, config: FinetuneConfig, class_weights: Tensor | None) -> None:
         super().__init__()
@@ -38,7 +41,7 @@ class ClassifierObjective(nn.Module):
 
 
 def _mixing(config: FinetuneConfig, task: Task) -> Any:
-    """timm's mixup and cutmix, or None; timm draws from NumPy's global generator, which the trainer seeds per step.
+    """Timm's mixup and cutmix, or None; timm draws from NumPy's global generator, which the trainer seeds per step.
 
     Raises:
         UserError: if the task is not single-label.

@@ -52,7 +52,11 @@ def layer_of(name: str, depth: int) -> int:
 
 
 def parameter_groups(
-    parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float, *, layer_decay: float = 1.0, depth: int = 0
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    weight_decay: float,
+    *,
+    layer_decay: float = 1.0,
+    depth: int = 0,
 ) -> list[dict[str, Any]]:
     """Optimiser groups by weight decay and layer; each carries ``lr_scale``, its factor on the schedule.
 

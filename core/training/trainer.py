@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from core.config import ComputeConfig, Precision, TrainConfig
 from core.data.loading import MicroBatches, TrainViews, to_device, train_loader, worker_count
 from core.data.seeds import seed_of, torch_rng
 from core.errors import StageError, Stopped
-from core.modality import Batch, Modality, SampleBatch, Stats
+from core.modality import Modality, SampleBatch, Stats
+from core.model.objective import Objective
 from core.tracking import Tracker
 from core.training import checkpoint
 from core.training.optim import Schedule, adamw, set_lr
@@ -32,16 +33,6 @@ BEST_FILE = "best.safetensors"
 
 Evaluate = Callable[[int], Mapping[str, float]]
 """Called with the number of steps done; gives metrics to record."""
-
-
-class Objective(Protocol):
-    """A module that turns a batch into a loss."""
-
-    model: nn.Module
-    """The part whose weights are kept."""
-
-    def __call__(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Loss, a scalar on the device, and facts known without asking the device."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +139,8 @@ class Trainer:
         batch = job.plugin.batch(samples, job.stats, rng, train=True)
         half = job.config.precision is Precision.BF16
         with torch.autocast(job.device.type, torch.bfloat16, enabled=half):
-            return self.objective(batch, rng)
+            loss, facts = self.objective(batch, rng)
+        return loss, facts
 
     def _update(self) -> None:
         """Clip, step, average. A step with non-finite gradients changes nothing, and is counted."""
@@ -160,7 +152,7 @@ class Trainer:
         self.optimizer.zero_grad()
         if self._average is not None:
             weight = 1.0 - (self.job.config.ema or 0.0)
-            torch._foreach_lerp_(self._average, self._parameters, weight)  # noqa: SLF001 - no public name for it
+            torch._foreach_lerp_(self._average, self._parameters, weight)
 
     # --- the run --------------------------------------------------------------------------------------------
 
@@ -241,7 +233,9 @@ class Trainer:
             job.tracker.metrics(self.steps_done, values)
         if job.best and job.best.metric in values:
             value = values[job.best.metric]
-            better = self.best_value is None or (value > self.best_value) == job.best.higher and value != self.best_value
+            better = self.best_value is None or (
+                (value > self.best_value) == job.best.higher and value != self.best_value
+            )
             if better:
                 self.best_value = value
                 write_bytes(job.workdir / BEST_FILE, to_safetensors(weights(self.objective.model)))

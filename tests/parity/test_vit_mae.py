@@ -11,7 +11,6 @@ from core.model.mae import Encoder, MaskedAutoencoder
 from core.model.masking import keep_count, split_by_score
 from core.model.objective import MaskedObjective, reconstruction_loss
 from core.model.patches import PatchSpec, gather_tokens
-from core.model.positions import sincos
 
 SPEC = PatchSpec(3, (32, 32), (4, 4))
 MODEL = ModelConfig(width=48, depth=3, heads=4, decoder=DecoderConfig(width=32, depth=2, heads=2))
@@ -67,13 +66,6 @@ def test_loss_predictions_and_masks_equal_the_reference(reference, dtype, tolera
     assert (expected.loss - from_objective).abs() <= tolerance
 
 
-def test_fixed_positions_equal_the_reference():
-    from transformers.models.vit_mae.modeling_vit_mae import get_2d_sincos_pos_embed
-
-    theirs = torch.as_tensor(get_2d_sincos_pos_embed(48, 8))
-    assert torch.allclose(sincos((8, 8), 48), theirs.float(), atol=1e-6)
-
-
 @pytest.mark.parametrize("cls_token", [True, False])
 def test_timm_loads_the_exported_encoder_strictly_with_the_same_features(tmp_path, cls_token):
     import timm
@@ -103,7 +95,11 @@ def test_timm_loads_the_exported_encoder_strictly_with_the_same_features(tmp_pat
 
 def test_a_decoder_never_reaches_timm():
     """timm takes any state dict with a mask token for another model family."""
-    weights = {"norm.weight": torch.ones(2), "mask_token": torch.zeros(1), "decoder_norm.weight": torch.ones(2)}
+    weights = {
+        "norm.weight": torch.ones(2),
+        "mask_token": torch.zeros(1),
+        "decoder_norm.weight": torch.ones(2),
+    }
     assert set(encoder_to_timm(weights)) == {"norm.weight"}
 
 
@@ -121,5 +117,7 @@ def test_positions_of_another_input_size_are_resampled_for_timm_and_us_alike():
     table = resample(small.pos_embed[:, 1:], SPEC.grid, wide.grid)
     from timm.layers import resample_abs_pos_embed
 
-    theirs = resample_abs_pos_embed(small.pos_embed, new_size=list(wide.grid), old_size=list(SPEC.grid), num_prefix_tokens=1)
+    theirs = resample_abs_pos_embed(
+        small.pos_embed, new_size=list(wide.grid), old_size=list(SPEC.grid), num_prefix_tokens=1
+    )
     assert torch.allclose(table, theirs[:, 1:], atol=1e-5)

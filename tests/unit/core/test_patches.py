@@ -35,9 +35,11 @@ def test_patch_holds_its_own_cell_with_channels_last(spec):
     assert math.prod(spec.grid) == spec.count
 
 
-@pytest.mark.parametrize(("shape", "patch"), [((30,), (4,)), ((8, 8), (4,)), ((), ()), ((2,) * 5, (1,) * 5), ((8,), (0,))])
+@pytest.mark.parametrize(
+    ("shape", "patch"), [((30,), (4,)), ((8, 8), (4,)), ((), ()), ((2,) * 5, (1,) * 5), ((8,), (0,))]
+)
 def test_impossible_geometry_is_refused(shape, patch):
-    with pytest.raises(ValueError, match="patch|axes|positive"):
+    with pytest.raises(ValueError, match=r"patch|axes|positive"):
         PatchSpec(1, shape, patch)
 
 
@@ -59,12 +61,16 @@ def test_positions_tell_all_places_apart(grid, width):
 def test_two_axis_positions_encode_the_last_axis_first():
     table = sincos((2, 3), 8)
     angle = torch.tensor(2.0)
-    assert torch.allclose(table[2, :4], torch.stack([angle.sin(), (angle / 100).sin(), angle.cos(), (angle / 100).cos()]))
+    assert torch.allclose(
+        table[2, :4], torch.stack([angle.sin(), (angle / 100).sin(), angle.cos(), (angle / 100).cos()])
+    )
     assert torch.allclose(table[3, 4:6], torch.tensor([1.0, 0.01]).sin())
     assert torch.allclose(table[3, :4], torch.tensor([0.0, 0.0, 1.0, 1.0]))
 
 
-@pytest.mark.parametrize(("old", "new"), [((4,), (9,)), ((4, 6), (8, 3)), ((2, 3, 4), (4, 3, 2)), ((2, 2, 2, 2), (3, 2, 2, 4))])
+@pytest.mark.parametrize(
+    ("old", "new"), [((4,), (9,)), ((4, 6), (8, 3)), ((2, 3, 4), (4, 3, 2)), ((2, 2, 2, 2), (3, 2, 2, 4))]
+)
 def test_resampling_keeps_constants_and_reaches_the_new_grid(old, new):
     table = torch.full((1, math.prod(old), 5), 3.0)
     out = resample(table, old, new)

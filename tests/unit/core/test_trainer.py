@@ -63,10 +63,14 @@ class Memory:
 
 
 def trainer(folder, *, should_stop=lambda: False, evaluate=lambda _: {}, best=None, compute=None, **settings):
-    config = PretrainConfig(**{"epochs": 6, "warmup_epochs": 1, "batch": 8, "base_lr": 0.05, "drop_path": 0.3} | settings)
+    config = PretrainConfig(
+        **{"epochs": 6, "warmup_epochs": 1, "batch": 8, "base_lr": 0.05, "drop_path": 0.3} | settings
+    )
     torch.manual_seed(0)
     stats = Stats(torch.zeros(2), torch.ones(2))
-    objective = MaskedObjective(MaskedAutoencoder(SPEC, MODEL, config.drop_path), config, sampler(config.mask, SPEC.grid), stats)
+    objective = MaskedObjective(
+        MaskedAutoencoder(SPEC, MODEL, config.drop_path), config, sampler(config.mask, SPEC.grid), stats
+    )
     folder.mkdir(exist_ok=True)
     job = Job(
         name="pretrain",
@@ -162,7 +166,15 @@ def _same_mask(draw):
 def test_a_step_never_waits_for_the_device(tmp_path, precision):
     """Fake tensors hold no values: any `.item()`, any branch on data, raises."""
     with FakeTensorMode():
-        t = trainer(tmp_path, precision=precision, clip_grad=1.0, micro_batch=4, ema=0.9, decode_fraction=0.5, masks_per_sample=2)
+        t = trainer(
+            tmp_path,
+            precision=precision,
+            clip_grad=1.0,
+            micro_batch=4,
+            ema=0.9,
+            decode_fraction=0.5,
+            masks_per_sample=2,
+        )
         t.train_step(0, [(i, SampleBatch(torch.randn(4, 2, 16), None)) for i in range(2)], 2)
         with pytest.raises(Exception, match="_local_scalar_dense"):
             t._loss.mean()
