@@ -194,7 +194,9 @@ def bootstrap_median(values: list[float]) -> tuple[float, float]:
 
 def machine(device: torch.device) -> str:
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, transformers {version('transformers')}"
+    return (
+        f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, transformers {version('transformers')}"
+    )
 
 
 def header(device: torch.device, options: argparse.Namespace, peaks: dict[str, float]) -> str:
@@ -207,7 +209,9 @@ def header(device: torch.device, options: argparse.Namespace, peaks: dict[str, f
 
 
 def show(rows: list[Row]) -> None:
-    print(f"{'variant':42s} {'s/step':>8s} {'samples/s':>10s} {'ratio':>6s} {'95 % interval':>15s} {'of peak':>8s} {'GiB':>6s}")
+    print(
+        f"{'variant':42s} {'s/step':>8s} {'samples/s':>10s} {'ratio':>6s} {'95 % interval':>15s} {'of peak':>8s} {'GiB':>6s}"
+    )
     for row in rows:
         memory = "" if row.peak_memory_gib is None else f"{row.peak_memory_gib:6.2f}"
         interval = f"{row.low:.3f} - {row.high:.3f}"

@@ -15,10 +15,11 @@ from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from core import recipes
-from core.config import ArmConfig, Recipe
 from core.records import PreparedData, PretrainedEncoder, read_record
+from core.stages.efficiency import Arm, Bench, Cell, run_cell
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 DECAYS = (0.65, 0.8, 1.0)
@@ -32,7 +33,8 @@ def main() -> int:
     labelled = read_record(home / "prepared" / encoder.prepared, PreparedData)
     jobs = list(product(("pretrained", "random"), RATES, DECAYS, options.seeds))
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=one_thread) as pool:
-        futures = [pool.submit(score, recipe, encoder, labelled, home, options.labels, *job) for job in jobs]
+        values = recipe.model_dump(mode="json")
+        futures = [pool.submit(score, values, encoder, labelled, home, options.labels, *job) for job in jobs]
         scores = [future.result() for future in futures]
     table: dict[tuple[str, float, float], list[float]] = {}
     for (arm, rate, decay, _), value in zip(jobs, scores, strict=True):
@@ -40,7 +42,9 @@ def main() -> int:
     show(table)
     if options.out:
         rows = [{"arm": a, "base_lr": r, "layer_decay": d, "top1": v} for (a, r, d), v in table.items()]
-        Path(options.out).write_text(json.dumps({"labels": options.labels, "seeds": options.seeds, "rows": rows}, indent=1))
+        Path(options.out).write_text(
+            json.dumps({"labels": options.labels, "seeds": options.seeds, "rows": rows}, indent=1)
+        )
     return 0
 
 
@@ -68,25 +72,21 @@ def one_thread() -> None:
 
 
 def score(
-    recipe: Recipe,
+    values: dict[str, Any],
     encoder: PretrainedEncoder,
     labelled: PreparedData,
     home: Path,
     labels: int,
-    arm: str,
+    arm: Arm,
     rate: float,
     decay: float,
     seed: int,
 ) -> float:
     """Validation accuracy of one fine-tuning."""
-    from core.stages.efficiency import Bench, Cell, run_cell
-
-    given = recipe.evaluate.label_efficiency
-    assert given is not None
-    settings = given.model_copy(update={arm: ArmConfig(base_lr=rate, layer_decay=decay)})
-    evaluation = recipe.evaluate.model_copy(update={"label_efficiency": settings})
-    bench = Bench(recipe.model_copy(update={"evaluate": evaluation}), encoder, labelled, home, split="val")
-    return run_cell(Cell(arm, labels, seed), bench)["top1"]
+    settings = {arm: {"base_lr": rate, "layer_decay": decay}}
+    efficiency = values["evaluate"]["label_efficiency"] | settings
+    chosen = values | {"evaluate": values["evaluate"] | {"label_efficiency": efficiency}}
+    return run_cell(Cell(arm, labels, seed), Bench(chosen, encoder, labelled, home, split="val"))["top1"]
 
 
 def show(table: dict[tuple[str, float, float], list[float]]) -> None:

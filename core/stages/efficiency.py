@@ -23,6 +23,7 @@ from core.errors import Stopped
 from core.evaluation.metrics import paired_interval
 from core.evaluation.probes import pca_logreg
 from core.processes import die_with
+from core.recipes import resolve
 from core.records import PreparedData, PretrainedEncoder
 from core.stages.finetune import Labelled, build, layer_groups, require_target
 from core.stages.work import Work, live_plugin, open_store, stats_on
@@ -59,12 +60,18 @@ class Cell:
 class Bench:
     """What every cell is given; picklable, opened again in each process."""
 
-    recipe: Recipe
+    values: dict[str, Any]
+    """The recipe in JSON form: its class is made for the modality and cannot be pickled."""
     encoder: PretrainedEncoder
     labelled: PreparedData
     home: Path
     split: Literal["val", "test"] = "test"
     """What accuracy is measured on; `val` while settings are chosen."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe, typed."""
+        return resolve(self.values, "of the run")
 
 
 def plan(config: LabelEfficiencyConfig) -> list[Cell]:

@@ -65,7 +65,7 @@ def evaluate(
     if efficiency and task.kind is TaskKind.SINGLE:
         clock = time.monotonic()
         folder = work.folder / "cells"
-        bench = Bench(recipe, encoder, labelled, work.home.root)
+        bench = Bench(recipe.model_dump(mode="json"), encoder, labelled, work.home.root)
 
         def done(count: int, total: int) -> None:
             work.tracker.progress("evaluate", count, total, "fine-tunings")
