@@ -1,0 +1,205 @@
+"""Tasks: what a target looks like, the width of the head, the loss and the metrics. Chosen by the recipe."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from core.config import TaskConfig, TaskKind
+from core.errors import UserError
+from core.records import Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def encode_targets(raw: Sequence[Any], config: TaskConfig) -> tuple[Target | None, list[Any]]:
+    """What the items are labelled with, and their encoded targets: int, 0/1 list, list of floats, or None.
+
+    Classes are sorted as people sort them, numbers by value.
+
+    Raises:
+        UserError: if a label does not suit the task.
+    """
+    if all(label is None for label in raw):
+        return None, [None] * len(raw)
+    if config.kind is TaskKind.REGRESSION:
+        numbers = [None if label is None else _numbers(label) for label in raw]
+        widths = {len(n) for n in numbers if n is not None}
+        if len(widths) > 1:
+            raise UserError(f"regression targets have different lengths: {sorted(widths)}")
+        return Target(task=config, outputs=widths.pop()), numbers
+    several = config.kind is TaskKind.MULTI
+    names = [None if label is None else _names(label, several=several) for label in raw]
+    classes = sorted({name for given in names if given for name in given}, key=_natural)
+    if not several and len(classes) < 2:
+        raise UserError(f"a single_label task needs at least two classes, the source has {classes}")
+    place = {name: number for number, name in enumerate(classes)}
+    target = Target(task=config, classes=tuple(classes), outputs=len(classes))
+    if several:
+        return target, [None if given is None else [int(c in given) for c in classes] for given in names]
+    return target, [None if given is None else place[given[0]] for given in names]
+
+
+def _names(label: Any, *, several: bool) -> list[str]:
+    given = label if isinstance(label, (list, tuple)) else str(label).split("|") if several else [label]
+    if not several and len(given) != 1:
+        raise UserError(f"a single_label task met the label {label!r}; set task.kind=multi_label for several classes")
+    return [str(name).strip() for name in given if str(name).strip()]
+
+
+def _numbers(label: Any) -> list[float]:
+    given = label if isinstance(label, (list, tuple)) else str(label).split("|")
+    try:
+        return [float(number) for number in given]
+    except (TypeError, ValueError):
+        raise UserError(f"a regression task met the label {label!r}, which is no number") from None
+
+
+def _natural(name: str) -> list[tuple[int, float, str]]:
+    """Sort key that puts 2 before 10."""
+    parts = re.split(r"(\d+)", name)
+    return [(0, float(part), "") if part.isdigit() else (1, 0.0, part) for part in parts if part]
+
+
+class Task(ABC):
+    """One kind of task."""
+
+    kind: ClassVar[TaskKind]
+    headline: ClassVar[str]
+    """The metric that ranks models."""
+    higher_is_better: ClassVar[bool] = True
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.outputs = target.outputs
+        self.classes = list(target.classes)
+
+    @staticmethod
+    def of(target: Target) -> "Task":
+        """The task that ``target`` is for."""
+        return _TASKS[target.task.kind](target)
+
+    @abstractmethod
+    def tensor(self, targets: Sequence[Any]) -> "Tensor":
+        """Encoded targets as a tensor: (B,) int64, or (B, outputs) float32."""
+
+    @abstractmethod
+    def loss(self, logits: "Tensor", target: "Tensor", *, weights: "Tensor | None", smoothing: float) -> "Tensor":
+        """A scalar on the device, without waiting for it; ``weights`` (outputs,) weigh the classes."""
+
+    @abstractmethod
+    def metrics(self, logits: "Tensor", target: "Tensor") -> dict[str, float]:
+        """Metrics of logits (N, outputs) against targets, the headline first."""
+
+    def class_weights(self, targets: Sequence[Any]) -> "Tensor | None":
+        """Weights (outputs,) for the loss, where the recipe wants the classes balanced."""
+        if self.target.task.class_weights == "none":
+            return None
+        return self._balanced(targets)
+
+    def _balanced(self, targets: Sequence[Any]) -> "Tensor | None":
+        return None
+
+
+class SingleLabel(Task):
+    """One class per item: cross-entropy, accuracy."""
+
+    kind = TaskKind.SINGLE
+    headline = "top1"
+
+    def tensor(self, targets: Sequence[Any]) -> "Tensor":
+        """(B,) int64."""
+        import torch
+
+        return torch.tensor([int(t) for t in targets], dtype=torch.int64)
+
+    def loss(self, logits: "Tensor", target: "Tensor", *, weights: "Tensor | None", smoothing: float) -> "Tensor":
+        """Cross-entropy with (B,) classes, or (B, outputs) soft targets as mixing makes them."""
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(logits, target, weight=weights, label_smoothing=smoothing)
+
+    def metrics(self, logits: "Tensor", target: "Tensor") -> dict[str, float]:
+        """Top-1 and, with more than five classes, top-5 accuracy."""
+        order = logits.topk(min(5, self.outputs), dim=1).indices
+        hits = order == target[:, None]
+        values = {"top1": float(hits[:, 0].float().mean())}
+        if self.outputs > 5:
+            values["top5"] = float(hits.any(dim=1).float().mean())
+        return values
+
+    def _balanced(self, targets: Sequence[Any]) -> "Tensor | None":
+        import torch
+
+        counts = np.bincount(np.array(targets, dtype=np.int64), minlength=self.outputs)
+        weights = len(targets) / (self.outputs * np.maximum(counts, 1))
+        return torch.tensor(weights, dtype=torch.float32)
+
+
+class MultiLabel(Task):
+    """Any number of classes per item: binary cross-entropy, mean average precision."""
+
+    kind = TaskKind.MULTI
+    headline = "map"
+
+    def tensor(self, targets: Sequence[Any]) -> "Tensor":
+        """(B, outputs) float32 of 0 and 1."""
+        import torch
+
+        return torch.tensor(targets, dtype=torch.float32)
+
+    def loss(self, logits: "Tensor", target: "Tensor", *, weights: "Tensor | None", smoothing: float) -> "Tensor":
+        """Binary cross-entropy; smoothing draws targets towards one half; ``weights`` weigh the positives."""
+        from torch.nn.functional import binary_cross_entropy_with_logits as loss
+
+        return loss(logits, target * (1 - smoothing) + 0.5 * smoothing, pos_weight=weights)
+
+    def metrics(self, logits: "Tensor", target: "Tensor") -> dict[str, float]:
+        """Mean average precision and mean AUROC over the classes that have both kinds of items."""
+        from sklearn.metrics import average_precision_score, roc_auc_score
+
+        scores, truth = logits.float().numpy(), target.numpy()
+        defined = [c for c in range(self.outputs) if 0 < truth[:, c].sum() < len(truth)]
+        if not defined:
+            return {"map": 0.0, "auroc": 0.5, "classes_scored": 0.0}
+        precision = [average_precision_score(truth[:, c], scores[:, c]) for c in defined]
+        area = [roc_auc_score(truth[:, c], scores[:, c]) for c in defined]
+        return {"map": float(np.mean(precision)), "auroc": float(np.mean(area)), "classes_scored": float(len(defined))}
+
+    def _balanced(self, targets: Sequence[Any]) -> "Tensor | None":
+        import torch
+
+        positive = np.array(targets).sum(axis=0)
+        return torch.tensor((len(targets) - positive) / np.maximum(positive, 1), dtype=torch.float32)
+
+
+class Regression(Task):
+    """Real numbers: mean squared error, R squared."""
+
+    kind = TaskKind.REGRESSION
+    headline = "r2"
+
+    def tensor(self, targets: Sequence[Any]) -> "Tensor":
+        """(B, outputs) float32."""
+        import torch
+
+        return torch.tensor(targets, dtype=torch.float32)
+
+    def loss(self, logits: "Tensor", target: "Tensor", *, weights: "Tensor | None", smoothing: float) -> "Tensor":
+        """Mean squared error."""
+        from torch.nn.functional import mse_loss
+
+        return mse_loss(logits, target)
+
+    def metrics(self, logits: "Tensor", target: "Tensor") -> dict[str, float]:
+        """R squared, mean absolute and root mean squared error, over all outputs."""
+        error = logits - target
+        spread = (target - target.mean(dim=0)).square().sum()
+        r2 = 1.0 - float(error.square().sum() / spread) if float(spread) > 0 else 0.0
+        return {"r2": r2, "mae": float(error.abs().mean()), "rmse": float(error.square().mean().sqrt())}
+
+
+_TASKS: dict[TaskKind, type[Task]] = {task.kind: task for task in (SingleLabel, MultiLabel, Regression)}
