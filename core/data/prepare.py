@@ -1,0 +1,279 @@
+"""Preparation: a source is read once into shards; splits, statistics and the card follow from what was read."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from core.config import Recipe
+from core.data import shards
+from core.data.card import SHOWN, class_counts, write_card
+from core.data.shards import Result, Row, Unit
+from core.data.splits import Member, assign
+from core.data.statistics import measure
+from core.data.store import INDEX_FILE, PreparedStore
+from core.errors import StageError, UserError
+from core.modality import Item, Modality, Split
+from core.records import Geometry, PreparedData, Statistics, Target
+from core.tasks import encode_targets
+from core.tracking import Tracker
+from core.workspace import Home, digest_of, write_bytes, write_text
+
+SPLITS = ("train", "val", "test")
+DISK_FACTOR = 2.0
+"""Shards are taken to need at most this many times the bytes of the source."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a source once all of it is read."""
+
+    rows: list[Row]
+    target: Target | None
+    targets: list[Any]
+    """Encoded, one per row."""
+    splits: list[Split]
+    repeated: list[bool]
+    """Whether a row's content stands in an earlier row."""
+    unreadable: list[tuple[str, str]]
+    bytes: int
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Items by split."""
+        return _count(self.splits)
+
+    @property
+    def labelled(self) -> dict[str, int]:
+        """Labelled items by split."""
+        return _count([s for s, t in zip(self.splits, self.targets, strict=True) if t is not None])
+
+    @property
+    def data_digest(self) -> str:
+        """Hash over the contents."""
+        return digest_of("data", sorted(row.content for row in self.rows))
+
+    @property
+    def classes(self) -> dict[str, dict[str, int]]:
+        """Items of each class by split."""
+        known = self.target is not None and bool(self.target.classes)
+        return class_counts(self.target.classes, self.targets, self.splits) if known and self.target else {}
+
+
+def prepare(
+    recipe: Recipe,
+    source: str,
+    *,
+    plugin: Modality[Any],
+    home: Home,
+    workdir: Path,
+    digest: str,
+    tracker: Tracker,
+    should_stop: Callable[[], bool],
+) -> PreparedData:
+    """Prepare ``source`` in ``workdir``; killed at any moment and called again, it ends in the same bytes.
+
+    Raises:
+        UserError: if the source is no good, the disk too full, or the given splits divide a group.
+        StageError: if too few files can be read.
+        Stopped: if asked to stop.
+    """
+    items = list(plugin.discover(source))
+    folder = home.root / "prepared" / "shards"
+    folder.mkdir(exist_ok=True)
+    units = shards.plan(items, plugin, recipe.prepare.shard_items)
+    results = _read(items, units, plugin, folder, recipe, tracker, should_stop)
+    facts = gather(len(items), results, recipe)
+    _link(units, folder, workdir)
+    _write_index(workdir, facts)
+    _describe_for_datasets(workdir, [unit.digest for unit in units])
+    store = PreparedStore.open(workdir)
+    statistics = measure(store, store.ids("train"), plugin)
+    write_card(workdir, _card(facts, statistics, items))
+    _tell(facts, tracker)
+    return _record(recipe, plugin, home, digest, facts, statistics)
+
+
+def _read(
+    items: Sequence[Item],
+    units: Sequence[Unit],
+    plugin: Modality[Any],
+    folder: Path,
+    recipe: Recipe,
+    tracker: Tracker,
+    should_stop: Callable[[], bool],
+) -> list[Result]:
+    """Results of all units, those of earlier runs included."""
+    _need_disk(items, folder)
+    done = 0
+
+    def progress(more: int) -> None:
+        nonlocal done
+        done += more
+        tracker.progress("prepare", done, len(items), "items")
+
+    workers = recipe.compute.workers or os.cpu_count() or 1
+    shards.run_units(units, plugin, folder, workers, progress, should_stop)
+    results = [shards.read_result(folder, unit.digest) for unit in units]
+    return [result for result in results if result is not None]
+
+
+def _need_disk(items: Sequence[Item], folder: Path) -> None:
+    needed = DISK_FACTOR * sum(max(item.size, 0) for item in items)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"preparing may need {needed / 2**30:.1f} GiB in {folder}, which has {free / 2**30:.1f} GiB free; "
+            f"make room, or set MAEFLOW_HOME to a larger disk"
+        )
+
+
+def gather(found: int, results: Sequence[Result], recipe: Recipe) -> Facts:
+    """Targets, splits and duplicates of everything that was read.
+
+    Raises:
+        StageError: if nothing, or too little of the ``found`` items, could be read.
+        UserError: if a label does not suit the task, or a given split divides a group.
+    """
+    unreadable = sorted(pair for result in results for pair in result.unreadable)
+    _enough(found, unreadable, recipe.prepare.max_unreadable)
+    rows = [row for result in results for row in result.rows]
+    target, targets = encode_targets([row.target for row in rows], recipe.task)
+    members = [
+        Member(row.key, encoded, row.group, row.split, row.content)  # type: ignore[arg-type]  # a Split, from the item
+        for row, encoded in zip(rows, targets, strict=True)
+    ]
+    splits = assign(members, recipe.prepare, recipe.seed)
+    return Facts(rows, target, targets, splits, _repeated(rows), unreadable, sum(result.bytes for result in results))
+
+
+def _enough(found: int, unreadable: Sequence[tuple[str, str]], limit: float) -> None:
+    if len(unreadable) < found and len(unreadable) <= limit * found:
+        return
+    shown = "\n".join(f"  {key}: {reason}" for key, reason in unreadable[:10])
+    more = f"\n  ... and {len(unreadable) - 10} more" if len(unreadable) > 10 else ""
+    what = "none of the" if len(unreadable) == found else f"{len(unreadable)} of the"
+    verb = "could be read" if len(unreadable) == found else "could not be read"
+    hint = "" if len(unreadable) == found else f"\nraise prepare.max_unreadable above {limit} to go on without them"
+    raise StageError(f"{what} {found} items {verb}:\n{shown}{more}{hint}")
+
+
+def _repeated(rows: Sequence[Row]) -> list[bool]:
+    """By key, so that it does not depend on the order of shards; several records of one item do not count."""
+    first: dict[str, str] = {}
+    for row in sorted(rows, key=lambda row: row.key):
+        first.setdefault(row.content, row.key.partition("#")[0])
+    return [first[row.content] != row.key.partition("#")[0] for row in rows]
+
+
+def _link(units: Sequence[Unit], folder: Path, workdir: Path) -> None:
+    """Shards appear in the prepared folder by hard link, so that it is whole by itself."""
+    for old in workdir.glob("data-*.arrow"):
+        old.unlink()
+    for number, unit in enumerate(units):
+        origin, target = shards.arrow_file(folder, unit.digest), workdir / f"data-{number:05d}.arrow"
+        try:
+            target.hardlink_to(origin)
+        except OSError:
+            shutil.copyfile(origin, target)
+
+
+def _write_index(workdir: Path, facts: Facts) -> None:
+    columns = {
+        "key": pa.array([row.key for row in facts.rows], pa.string()),
+        "group": pa.array([row.group for row in facts.rows], pa.string()),
+        "split": pa.array(facts.splits, pa.string()),
+        "target": pa.array([None if t is None else json.dumps(t) for t in facts.targets], pa.string()),
+        "content": pa.array([row.content for row in facts.rows], pa.string()),
+        "repeated": pa.array(facts.repeated, pa.bool_()),
+    }
+    out = pa.BufferOutputStream()
+    parquet.write_table(pa.table(columns), out)
+    write_bytes(workdir / INDEX_FILE, out.getvalue().to_pybytes())
+
+
+def _describe_for_datasets(workdir: Path, digests: Sequence[str]) -> None:
+    """The two files with which ``datasets.load_from_disk`` opens the folder."""
+
+    def value(dtype: str) -> dict[str, str]:
+        return {"dtype": dtype, "_type": "Value"}
+
+    shape = {"feature": value("int32"), "_type": "List"}
+    texts = {name: value("string") for name in ("key", "codec", "dtype", "meta")}
+    types = texts | {"payload": value("large_binary"), "shape": shape}
+    features = {name: types[name] for name in shards.SHARD_SCHEMA.names}
+    files = [{"filename": f"data-{number:05d}.arrow"} for number in range(len(digests))]
+    state = {
+        "_data_files": files,
+        "_fingerprint": digest_of("rows", list(digests)),
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    write_text(workdir / "dataset_info.json", json.dumps({"features": features}, indent=1) + "\n")
+    write_text(workdir / "state.json", json.dumps(state, indent=1) + "\n")
+
+
+def _card(facts: Facts, statistics: Statistics, items: Sequence[Item]) -> dict[str, Any]:
+    repeated = sorted(row.key for row, again in zip(facts.rows, facts.repeated, strict=True) if again)
+    return {
+        "counts": facts.counts,
+        "labelled": facts.labelled,
+        "classes": facts.classes,
+        "groups": len({row.group for row in facts.rows if row.group is not None}),
+        "statistics": statistics.model_dump(mode="json"),
+        "duplicates": {"count": len(repeated), "files": repeated[:SHOWN]},
+        "data_digest": facts.data_digest,
+        "bytes": facts.bytes,
+        "source_bytes": sum(max(item.size, 0) for item in items),
+        "unreadable": [{"file": key, "reason": reason} for key, reason in facts.unreadable],
+    }
+
+
+def _tell(facts: Facts, tracker: Tracker) -> None:
+    missing = [name for name, counts in facts.classes.items() if counts["train"] == 0]
+    if missing:
+        tracker.note(f"no training item of {len(missing)} classes: {', '.join(missing[:10])}")
+    if facts.unreadable:
+        tracker.note(f"{len(facts.unreadable)} files could not be read; the dataset card lists them with the reasons")
+    numbers = {f"prepare/{split}": float(n) for split, n in facts.counts.items()}
+    numbers["prepare/unreadable"] = float(len(facts.unreadable))
+    numbers["prepare/duplicates"] = float(sum(facts.repeated))
+    tracker.metrics(0, numbers)
+
+
+def _record(
+    recipe: Recipe, plugin: Modality[Any], home: Home, digest: str, facts: Facts, statistics: Statistics
+) -> PreparedData:
+    spec = plugin.patches()
+    return PreparedData(
+        digest=digest,
+        folder=home.uri(home.stage("prepare", digest).final),
+        modality=recipe.modality,
+        recipe=recipe.name,
+        versions={"maeflow": version("maeflow"), "pyarrow": pa.__version__},
+        data_digest=facts.data_digest,
+        counts=facts.counts,
+        labelled=facts.labelled,
+        target=facts.target,
+        statistics=statistics,
+        geometry=Geometry(channels=spec.channels, input_shape=spec.input_shape, patch_shape=spec.patch_shape),
+        unreadable=len(facts.unreadable),
+        duplicates=sum(facts.repeated),
+        bytes=facts.bytes,
+    )
+
+
+def _count(splits: Sequence[str]) -> dict[str, int]:
+    counts = Counter(splits)
+    return {split: counts[split] for split in SPLITS}

@@ -1,0 +1,239 @@
+"""Discovery of items in the kinds of source that every file-based plugin shares: folders, manifests, datasets.
+
+A folder may have ``train``, ``val``, ``test`` on top and class folders below. A manifest is a CSV or Parquet table with
+the columns ``path``, and optionally ``label``, ``split``, ``group``; paths are relative to it. A dataset is one that
+Hugging Face `datasets` saved to disk. Imports no torch: the flow side asks for a source's identity, too.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+from core.modality import Item, Split
+
+SPLITS: dict[str, Split] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+TABLES = (".csv", ".parquet")
+Sniff = Callable[[str], bool]
+"""Whether the file at a path looks like one of the plugin's, by its first bytes."""
+
+
+def kind_of(source: str) -> str:
+    """``folder``, ``manifest`` or ``huggingface``.
+
+    Raises:
+        UserError: if the source is missing or of no known kind.
+    """
+    path = Path(source)
+    if not path.exists():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = get_close_matches(path.name, siblings, n=1)
+        hint = (
+            f"; did you mean {near[0]!r}?"
+            if near
+            else "; give a folder, a .csv or .parquet manifest, or a saved dataset"
+        )
+        raise UserError(f"source {source} does not exist{hint}")
+    if path.is_dir():
+        saved = any((path / name).exists() for name in ("dataset_dict.json", "state.json"))
+        return "huggingface" if saved else "folder"
+    if path.suffix.lower() in TABLES:
+        return "manifest"
+    raise UserError(f"source {source} is neither a folder nor a .csv or .parquet manifest")
+
+
+def listing(source: str) -> list[tuple[str, int, int]]:
+    """The identity of a source: (relative path, bytes, modification time in ns) of its files, sorted.
+
+    A file that a manifest names and that is missing has -1 bytes.
+    """
+    if kind_of(source) != "manifest":
+        return sorted((key, *_facts(path)) for key, path in _walk(source))
+    rows = [(Path(source).name, *_facts(source))]
+    base = Path(source).parent
+    rows += [(str(row["path"]), *_facts(base / str(row["path"]))) for row in _table(source)]
+    return sorted(rows)
+
+
+def discover(source: str, suffixes: frozenset[str], sniff: Sniff) -> list[Item]:
+    """The items of ``source``, sorted by key.
+
+    In a folder, files with one of ``suffixes`` (lower case, with dot) are items, whatever they hold; so are others
+    that ``sniff`` takes for data, hidden files aside.
+
+    Raises:
+        UserError: if the source is missing, of no known kind, or holds no item.
+    """
+    kind = kind_of(source)
+    if kind == "folder":
+        items = list(_in_folder(source, suffixes, sniff))
+    else:
+        items = list(_in_manifest(source) if kind == "manifest" else _in_dataset(source))
+    if not items:
+        raise UserError(f"source {source} ({kind}) holds no item; looked for {', '.join(sorted(suffixes))}")
+    return sorted(items, key=lambda item: item.key)
+
+
+def load_row(item: Item) -> dict[str, Any]:
+    """The row of a Hugging Face dataset behind ``item``, with media as ``{"bytes", "path"}``, not decoded."""
+    split = item.key.partition("/")[0]
+    data = _dataset(item.path).get(split)
+    assert data is not None
+    assert item.row is not None
+    row: dict[str, Any] = data[item.row]
+    return row
+
+
+# --- folders --------------------------------------------------------------------------------------------------------
+
+
+def _walk(source: str) -> Iterator[tuple[str, str]]:
+    """(relative posix path, path) of every visible file, broken link and empty folder below ``source``."""
+    stack = [(source, "")]
+    while stack:
+        folder, prefix = stack.pop()
+        try:
+            entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        except OSError as error:
+            if not prefix:
+                raise UserError(f"source {folder} cannot be listed: {error.strerror}") from None
+            yield prefix.rstrip("/"), folder
+            continue
+        if prefix and not entries:
+            yield prefix.rstrip("/"), folder
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False) or (entry.is_dir() and not _loops(entry.path)):
+                stack.append((entry.path, f"{prefix}{entry.name}/"))
+            else:
+                yield f"{prefix}{entry.name}", entry.path
+
+
+def _loops(link: str) -> bool:
+    """Whether a linked folder contains the link itself."""
+    target = os.path.realpath(link)
+    return Path(link).absolute().is_relative_to(target)
+
+
+def _in_folder(source: str, suffixes: frozenset[str], sniff: Sniff) -> Iterator[Item]:
+    found = [
+        (key, path)
+        for key, path in _walk(source)
+        if Path(key).suffix.lower() in suffixes or (Path(path).is_file() and sniff(path))
+    ]
+    tops = {key.split("/")[0] for key, _ in found if "/" in key}
+    split_names = bool(tops) and tops <= SPLITS.keys()
+    for key, path in found:
+        folders = key.split("/")[:-1]
+        split = SPLITS[folders.pop(0)] if split_names and folders else None
+        label = folders[0] if folders else None
+        size, mtime = _facts(path)
+        yield Item(key, path, target=label, split=split, size=size, mtime_ns=mtime)
+
+
+def _facts(path: str | Path) -> tuple[int, int]:
+    """Bytes and modification time in ns; -1 and 0 for what is not there."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return -1, 0
+    return found.st_size, found.st_mtime_ns
+
+
+# --- manifests ------------------------------------------------------------------------------------------------------
+
+
+def _table(source: str) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    try:
+        if source.lower().endswith(".csv"):
+            text = dict.fromkeys(("path", "label", "split", "group"), pa.string())
+            options = csv.ConvertOptions(column_types=text, strings_can_be_null=True, null_values=[""])
+            table = csv.read_csv(source, convert_options=options)
+        else:
+            table = parquet.read_table(source)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"manifest {source} cannot be read: {str(error).splitlines()[0]}") from None
+    if "path" not in table.column_names:
+        near = get_close_matches("path", table.column_names, n=1, cutoff=0.4)
+        hint = f"; is {near[0]!r} meant?" if near else ""
+        raise UserError(f"manifest {source} has no column 'path' (it has {', '.join(table.column_names)}){hint}")
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def _in_manifest(source: str) -> Iterator[Item]:
+    base, seen = Path(source).parent, set()
+    for number, row in enumerate(_table(source), start=2):
+        key = Path(str(row["path"])).as_posix()
+        if key in seen:
+            raise UserError(f"manifest {source}, line {number}: {key!r} is listed twice")
+        seen.add(key)
+        path = base / key
+        split = _split(row.get("split"), f"manifest {source}, line {number}")
+        group = row.get("group")
+        size, mtime = _facts(path)
+        yield Item(
+            key,
+            str(path),
+            target=row.get("label"),
+            group=None if group is None else str(group),
+            split=split,
+            size=size,
+            mtime_ns=mtime,
+        )
+
+
+def _split(name: Any, where: str) -> Split | None:
+    if name is None:
+        return None
+    if str(name) not in SPLITS:
+        raise UserError(f"{where}: split {name!r} is none of train, val, test")
+    return SPLITS[str(name)]
+
+
+# --- datasets on disk -----------------------------------------------------------------------------------------------
+
+
+def _dataset(folder: str) -> dict[str, Any]:
+    """Splits by name; media columns are not decoded."""
+    from datasets import Audio, Dataset, Image, Video, load_from_disk
+
+    if folder not in _OPEN:
+        loaded = load_from_disk(folder)
+        splits = {"all": loaded} if isinstance(loaded, Dataset) else dict(loaded)
+        for name, data in splits.items():
+            for column, feature in data.features.items():
+                if isinstance(feature, (Image, Audio, Video)):
+                    data = data.cast_column(column, type(feature)(decode=False))  # noqa: PLW2901
+            splits[name] = data
+        _OPEN[folder] = splits
+    return _OPEN[folder]
+
+
+_OPEN: dict[str, dict[str, Any]] = {}
+
+
+def _in_dataset(source: str) -> Iterator[Item]:
+    for name, data in _dataset(source).items():
+        columns = {c: data[c] for c in ("label", "labels", "target", "group") if c in data.column_names}
+        labels = next((columns[c] for c in ("label", "labels", "target") if c in columns), None)
+        column = next((c for c in ("label", "labels", "target") if c in columns), "")
+        names = getattr(data.features.get(column), "names", None)
+        width = len(str(max(len(data) - 1, 0)))
+        for row in range(len(data)):
+            target = labels[row] if labels is not None else None
+            if names and isinstance(target, int):
+                target = names[target] if target >= 0 else None
+            group = columns["group"][row] if "group" in columns else None
+            yield Item(
+                f"{name}/{row:0{width}d}",
+                source,
+                row=row,
+                target=target,
+                group=None if group is None else str(group),
+                split=SPLITS.get(name),
+            )
