@@ -211,7 +211,7 @@ def _describe_for_datasets(workdir: Path, digests: Sequence[str]) -> None:
     types = texts | {"payload": value("large_binary"), "shape": shape}
     features = {name: types[name] for name in shards.SHARD_SCHEMA.names}
     files = [{"filename": f"data-{number:05d}.arrow"} for number in range(len(digests))]
-    state = {
+    state: dict[str, Any] = {
         "_data_files": files,
         "_fingerprint": digest_of("rows", list(digests)),
         "_format_columns": None,

@@ -104,9 +104,9 @@ def _cluster(members: Sequence[Member], numbers: list[int], seed: int) -> _Clust
     given = Counter(split for n in numbers if (split := members[n].split))
     grouped = len({members[n].group for n in numbers if members[n].group is not None}) > 0
     if grouped:  # The group goes, whole, to where most of it is.
-        split = max(given, key=lambda s: (given[s], -ORDER.index(s)), default=None)
+        split: Split | None = max(given, key=lambda s: (given[s], -ORDER.index(s))) if given else None
     else:
-        split = min(given, key=ORDER.index, default=None)
+        split = min(given, key=ORDER.index) if given else None
     return _Cluster(numbers, seed_of(seed, "split", min(members[n].key for n in numbers)), stratum, split)
 
 

@@ -25,7 +25,7 @@ def knn_predict(
     """
     votes = one_hot(train_y, classes).float() if train_y.ndim == 1 else train_y.float()
     train, scores = normalize(train_x, dim=1), []
-    for query in normalize(test_x, dim=1).split(CHUNK):
+    for query in torch.split(normalize(test_x, dim=1), CHUNK):
         near, index = (query @ train.T).topk(min(k, len(train)), dim=1)
         weights = (near / temperature).exp()
         scores.append((weights[..., None] * votes[index]).sum(dim=1) / weights.sum(dim=1, keepdim=True))

@@ -116,7 +116,7 @@ class Encoder(nn.Module):
 
     def features(self, x: Tensor, valid_BN: Tensor | None = None) -> Tensor:
         """Mean of the normalised patch tokens (B, D) of whole inputs (B, C, *input_shape)."""
-        tokens = self(self.spec.patchify(x), valid_BN=valid_BN)[:, self.prefix :]
+        tokens: Tensor = self(self.spec.patchify(x), valid_BN=valid_BN)[:, self.prefix :]
         return mean_tokens(tokens, valid_BN)
 
 

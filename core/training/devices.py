@@ -42,4 +42,4 @@ def choose_attention(model: nn.Module, device: torch.device, precision: Precisio
     fused = not (device.type == "cpu" and precision is Precision.BF16)
     for module in model.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = fused
+            module.fused_attn = fused  # type: ignore[assignment]

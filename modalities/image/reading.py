@@ -15,7 +15,9 @@ from core.data.sources import load_row
 from core.modality import Item, Record, Unreadable
 from modalities.image.config import ImageSettings
 
-SUFFIXES = frozenset(f".{name}" for name in ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "tif", "tiff", "bmp", "gif", "ppm", "pgm", "npy"])
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".npy"}
+)
 """Names that promise an image; whatever else they hold is reported as unreadable."""
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*", b"\x93NUMPY")
 RAW_UP_TO = 64 * 64
@@ -149,7 +151,7 @@ def _from_tiff(data: bytes, settings: ImageSettings) -> Array:
         with tifffile.TiffFile(io.BytesIO(data)) as source:
             shape = source.series[0].shape
             if int(np.prod(shape, dtype=np.int64)) > settings.max_pixels * settings.channels:
-                raise Unreadable(f"decompression bomb: shape {shape}")
+                raise Unreadable(f"decompression bomb: shape {shape}")  # noqa: TRY301
             pixels = source.asarray()
     except Unreadable:
         raise

