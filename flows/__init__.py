@@ -1,0 +1,1 @@
+"""Flows, their records for people, and the command line."""

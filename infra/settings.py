@@ -1,0 +1,58 @@
+"""Every environment variable that maeflow reads or sets, in one place."""
+
+import os
+from pathlib import Path
+
+HOME_VARIABLE = "MAEFLOW_HOME"
+DEFAULT_HOME = ".maeflow"
+
+QUIET = {
+    # No telemetry of Prefect or MLflow leaves the machine (MLflow wants `true`, not `1`).
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    # A tracking server that is down must not hold anything up: MLflow's default retries take four minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    # The default of 20 s is tight on a busy machine of two cores.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+    "PREFECT_CLI_PROMPT": "false",
+}
+"""Defaults set before Prefect or MLflow is imported; what the user has set stays."""
+
+
+def home_folder(given: str | None = None) -> Path:
+    """The home: as given, else ``MAEFLOW_HOME``, else ``.maeflow`` in the working directory; absolute."""
+    return Path(given or os.environ.get(HOME_VARIABLE) or DEFAULT_HOME).expanduser().absolute()
+
+
+def tracking_uri(home: Path) -> str:
+    """MLflow's address: ``MLFLOW_TRACKING_URI``, else a SQLite file in the home."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home}/mlflow.db"
+
+
+def artifact_root(home: Path) -> str | None:
+    """Where new experiments keep artifacts; None leaves it to a tracking server of the user's own."""
+    return None if os.environ.get("MLFLOW_TRACKING_URI") else (home / "mlartifacts").as_uri()
+
+
+def debug() -> bool:
+    """Whether errors show their tracebacks."""
+    return bool(os.environ.get("MAEFLOW_DEBUG"))
+
+
+def apply(home: Path, *, verbose: bool = False) -> None:
+    """Set defaults for this process and its children. Call it before Prefect or MLflow is imported."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    os.environ[HOME_VARIABLE] = str(home)
+    if not any(os.environ.get(name) for name in ("PREFECT_API_URL", "PREFECT_HOME")):
+        os.environ["PREFECT_HOME"] = str(home / "prefect")
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "DEBUG" if verbose else "ERROR")
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+    os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
