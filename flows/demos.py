@@ -1,4 +1,4 @@
-"""Data for ``maeflow demo``: every plugin with a demo has a module ``demo`` beside its settings, with ``fetch(home)``."""
+"""Data for ``maeflow demo``: a plugin with a demo has a module ``demo`` beside its settings, with ``fetch(home)``."""
 
 import importlib
 from importlib.util import find_spec

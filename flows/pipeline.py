@@ -122,7 +122,7 @@ def _stages(sources: Sequence[DataSource], labelled: str | None) -> PreparedData
     data = [(stages.prepare(source.path).record, source.weight) for source in sources]
     first = data[0][0]
     if labelled is not None:
-        tuning = stages.prepare(labelled, role="labelled").record
+        tuning: PreparedData | None = stages.prepare(labelled, role="labelled").record
     else:
         tuning = first if first.target is not None else None
     encoder = stages.pretrain(data, tuning).record

@@ -101,7 +101,7 @@ def _clusters(members: Sequence[Member], config: PrepareConfig, seed: int) -> li
 def _cluster(members: Sequence[Member], numbers: list[int], seed: int) -> _Cluster:
     labels = Counter(_label(members[n].target) for n in numbers)
     stratum = min(labels, key=lambda label: (-labels[label], str(label)))
-    given = Counter(split for n in numbers if (split := members[n].split))
+    given = Counter(s for n in numbers if (s := members[n].split))
     grouped = len({members[n].group for n in numbers if members[n].group is not None}) > 0
     split: Split | None = None
     if given and grouped:  # The group goes, whole, to where most of it is.
