@@ -21,8 +21,8 @@ from core import recipes
 from core.records import PreparedData, PretrainedEncoder, read_record
 from core.stages.efficiency import Arm, Bench, Cell, run_cell
 
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)
-DECAYS = (0.65, 0.8, 1.0)
+RATES = (6e-3, 1.2e-2, 2.4e-2, 4.8e-2)
+DECAYS = (0.8, 1.0)
 
 
 def main() -> int:

@@ -104,16 +104,18 @@ def _walk(source: str) -> Iterator[tuple[str, str]]:
         if prefix and not entries:
             yield prefix.rstrip("/"), folder
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False) or (entry.is_dir() and not _loops(entry.path)):
+            if entry.is_dir(follow_symlinks=False) or _leads_to_folder(entry):
                 stack.append((entry.path, f"{prefix}{entry.name}/"))
             else:
                 yield f"{prefix}{entry.name}", entry.path
 
 
-def _loops(link: str) -> bool:
-    """Whether a linked folder contains the link itself."""
-    target = os.path.realpath(link)
-    return Path(link).absolute().is_relative_to(target)
+def _leads_to_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether a link leads to a folder that does not contain the link itself."""
+    try:
+        return entry.is_dir() and not Path(entry.path).absolute().is_relative_to(os.path.realpath(entry.path))
+    except OSError:  # A link to itself.
+        return False
 
 
 def _in_folder(source: str, suffixes: frozenset[str], sniff: Sniff) -> Iterator[Item]:

@@ -101,14 +101,14 @@ def _clusters(members: Sequence[Member], config: PrepareConfig, seed: int) -> li
 def _cluster(members: Sequence[Member], numbers: list[int], seed: int) -> _Cluster:
     labels = Counter(_label(members[n].target) for n in numbers)
     stratum = min(labels, key=lambda label: (-labels[label], str(label)))
-    given = Counter(s for n in numbers if (s := members[n].split))
+    given: Counter[Split] = Counter(split for n in numbers if (split := members[n].split) is not None)
     grouped = len({members[n].group for n in numbers if members[n].group is not None}) > 0
-    split: Split | None = None
+    place: Split | None = None
     if given and grouped:  # The group goes, whole, to where most of it is.
-        split = max(given, key=lambda s: (given[s], -ORDER.index(s)))
+        place = min(given.items(), key=lambda pair: (-pair[1], ORDER.index(pair[0])))[0]
     elif given:
-        split = min(given, key=ORDER.index)
-    return _Cluster(numbers, seed_of(seed, "split", min(members[n].key for n in numbers)), stratum, split)
+        place = min(given, key=ORDER.index)
+    return _Cluster(numbers, seed_of(seed, "split", min(members[n].key for n in numbers)), stratum, place)
 
 
 def _label(target: Any) -> Hashable:
@@ -148,9 +148,11 @@ def _take(clusters: list[_Cluster], split: Split, fraction: float, *, labelled_o
 
 
 def _never_empty(clusters: list[_Cluster]) -> None:
-    """Take the smallest cluster for validation where rounding left none."""
+    """Take the smallest cluster of the largest stratum for validation where rounding left none."""
     train = [cluster for cluster in clusters if cluster.split == "train"]
-    if any(cluster.split == "val" for cluster in clusters) or len(train) < 2:
+    strata = Counter(cluster.stratum for cluster in train)
+    spare = [cluster for cluster in train if strata[cluster.stratum] > 1]
+    if any(cluster.split == "val" for cluster in clusters) or not spare:
         return
     if sum(cluster.size for cluster in train) >= SMALLEST_FOR_VAL:
-        min(train, key=lambda c: (c.size, c.order)).split = "val"
+        min(spare, key=lambda c: (-strata[c.stratum], c.size, c.order)).split = "val"

@@ -71,8 +71,10 @@ def _grid(x: _Axis, y: _Axis, x_ticks: Sequence[float], *, percent: bool) -> str
         text = f"{100 * tick:.0f} %" if percent else f"{tick:.4g}"
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{text}</text>')
-    for tick in x_ticks:
-        parts.append(f'<text x="{x.at(tick):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{tick:.5g}</text>')
+    parts += [
+        f'<text x="{x.at(tick):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{tick:.5g}</text>'
+        for tick in x_ticks
+    ]
     return "".join(parts)
 
 
@@ -98,7 +100,8 @@ def _curve(line: Line, x: _Axis, y: _Axis) -> str:
 
 
 def _svg(body: str, title: str) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>{body}</svg>'
+    name = escape(title)
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}"><title>{name}</title>{body}</svg>'
 
 
 def _legend(lines: Sequence[Line]) -> str:

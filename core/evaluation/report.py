@@ -68,7 +68,7 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-# --- sections -----------------------------------------------------------------------------------------------------------
+# --- sections ---
 
 
 def _head(data: ReportData) -> str:
@@ -188,8 +188,8 @@ def _efficiency(results: dict[str, Any] | None) -> str:
     head = ["labels per class", "pretrained", "random", "baseline", "gain in points (95 %)"]
     return (
         f"<h2>How far a few labels go</h2>{chart}{_table(head, rows)}"
-        f'<p class="soft">Each dot is one seed ({", ".join(map(str, table["seeds"]))}); a seed draws the labelled items, '
-        "the same for every arm. The gain is paired by seed, with Student's interval.</p>"
+        f'<p class="soft">Each dot is one seed ({", ".join(map(str, table["seeds"]))}); a seed draws the labelled '
+        "items, the same for every arm. The gain is paired by seed, with Student's interval.</p>"
     )
 
 
@@ -200,7 +200,8 @@ def _reconstructions(picture: str | None) -> str:
         "<h2>What the encoder learned to fill in</h2><figure>"
         f'<img alt="Original, masked and reconstructed inputs side by side" src="data:image/png;base64,{picture}">'
         "<figcaption>Left to right: the original, what the encoder saw, the reconstruction. Visible patches are the "
-        "original's own; predicted ones are scaled back with the statistics of the patch they stand for.</figcaption></figure>"
+        "original's own; predicted ones are scaled back with the statistics of the patch they stand for.</figcaption>"
+        "</figure>"
     )
 
 
@@ -227,7 +228,8 @@ def _card(title: str, card: dict[str, Any]) -> str:
     mean = ", ".join(f"{v:.4f}" for v in card["statistics"]["mean"])
     std = ", ".join(f"{v:.4f}" for v in card["statistics"]["std"])
     page += (
-        f"<p>{len(card['unreadable'])} files could not be read; {card['duplicates']['count']} items equal an earlier one. "
+        f"<p>{len(card['unreadable'])} files could not be read; {card['duplicates']['count']} items equal an earlier "
+        "one. "
         f"Input mean {mean}, deviation {std}. Stored in {card['bytes'] / 2**20:.1f} MiB, "
         f"from {card['source_bytes'] / 2**20:.1f} MiB.</p>"
     )
@@ -245,7 +247,8 @@ def _time(times: Sequence[StageTime]) -> str:
         return ""
     slowest = max(times, key=lambda t: t.seconds)
     rows = [(t.stage, t.seconds, f"{t.seconds:.0f} s") for t in times]
-    return f"<h2>Where the time went</h2>{bars(rows, 'Seconds per stage')}<p>The slowest part was {escape(slowest.stage)}.</p>"
+    chart = bars(rows, "Seconds per stage")
+    return f"<h2>Where the time went</h2>{chart}<p>The slowest part was {escape(slowest.stage)}.</p>"
 
 
 def _limits(data: ReportData) -> str:

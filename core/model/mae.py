@@ -88,6 +88,7 @@ class Encoder(nn.Module):
     def embed(self, patches_BNP: Tensor, keep_BK: Tensor | None = None) -> Tensor:
         """Tokens (B, prefix + K, D) that enter the first block: of the patches ``keep_BK``, or of all."""
         positions = self.pos_embed[:, self.prefix :]
+        tokens: Tensor
         if keep_BK is None:
             tokens = self.patch_embed(patches_BNP) + positions
         else:

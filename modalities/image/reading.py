@@ -96,8 +96,8 @@ def _from_file(data: bytes, settings: ImageSettings) -> Array:
                 return _from_picture(picture, data, settings)
     except Unreadable:
         raise
-    except Image.DecompressionBombError:
-        raise Unreadable("decompression bomb: far more pixels than max_pixels") from None
+    except Image.DecompressionBombError as error:
+        raise Unreadable(f"decompression bomb: {_first_line(error)}") from None
     except UnidentifiedImageError:
         if data[:4] in (b"II*\0", b"MM\0*"):
             return _shrink(_from_tiff(data, settings), settings)
