@@ -166,9 +166,8 @@ def compare(reference: Path, home: Path) -> list[str]:
 def report(kills: list[Kill], differences: list[str]) -> int:
     print(f"\n{'round':>5s} {'aimed at':10s} {'found in':15s} {'after s':>8s} {'killed':20s}")
     for k in kills:
-        print(
-            f"{k.round:5d} {k.aimed:10s} {k.found:15s} {k.after:8.2f} {'whole tree' if k.whole_tree else 'command only':20s}"
-        )
+        victims = "whole tree" if k.whole_tree else "command only"
+        print(f"{k.round:5d} {k.aimed:10s} {k.found:15s} {k.after:8.2f} {victims:20s}")
     print(f"\n{len(kills)} kills; files that differ from the uninterrupted run: {len(differences)}")
     for line in differences:
         print(f"  {line}")

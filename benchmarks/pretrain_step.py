@@ -209,9 +209,8 @@ def header(device: torch.device, options: argparse.Namespace, peaks: dict[str, f
 
 
 def show(rows: list[Row]) -> None:
-    print(
-        f"{'variant':42s} {'s/step':>8s} {'samples/s':>10s} {'ratio':>6s} {'95 % interval':>15s} {'of peak':>8s} {'GiB':>6s}"
-    )
+    head = f"{'variant':42s} {'s/step':>8s} {'samples/s':>10s} {'ratio':>6s} {'95 % interval':>15s}"
+    print(f"{head} {'of peak':>8s} {'GiB':>6s}")
     for row in rows:
         memory = "" if row.peak_memory_gib is None else f"{row.peak_memory_gib:6.2f}"
         interval = f"{row.low:.3f} - {row.high:.3f}"

@@ -1,6 +1,7 @@
 """Kinds of source and what is found in them."""
 
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -13,8 +14,7 @@ SUFFIXES = frozenset({".dat"})
 
 
 def sniff(path):
-    with open(path, "rb") as file:
-        return file.read(3) == b"DAT"
+    return Path(path).read_bytes()[:3] == b"DAT"
 
 
 def write(folder, *names):

@@ -1,0 +1,220 @@
+"""Preparation: what is read, what is not, and that nothing depends on how often it was interrupted."""
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.config import ComputeConfig, PluginSettings, PrepareConfig, Recipe, TaskConfig
+from core.data import shards
+from core.data.prepare import prepare
+from core.data.store import PreparedStore
+from core.errors import StageError, Stopped, UserError
+from core.tracking import NullTracker
+from core.workspace import Home
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from signals import Signals, SignalSettings, write
+
+
+def run(source, home, *, should_stop=lambda: False, workers=None, task=None, **settings):
+    recipe = Recipe(
+        modality="signals",
+        data=PluginSettings(),
+        prepare=PrepareConfig(**settings),
+        compute=ComputeConfig(workers=workers),
+        task=task or TaskConfig(),
+    )
+    place = Home.create(home)
+    folder = home / "prepared" / "d.partial"
+    folder.mkdir(exist_ok=True)
+    record = prepare(
+        recipe,
+        str(source),
+        plugin=Signals(SignalSettings(), "evaluate"),
+        home=place,
+        workdir=folder,
+        digest="d",
+        tracker=NullTracker(),
+        should_stop=should_stop,
+    )
+    return record, folder
+
+
+def files(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+def test_a_source_becomes_rows_with_encoded_targets(tmp_path):
+    write(tmp_path / "source", 40)
+    record, folder = run(tmp_path / "source", tmp_path / "home", shard_items=8)
+    store = PreparedStore.open(folder)
+    assert record.counts == {"train": 28, "val": 4, "test": 8}
+    assert record.labelled == record.counts
+    assert record.target.classes == ("c0", "c1")
+    assert len(store) == 40
+    assert len(list(folder.glob("data-*.arrow"))) == 8
+    for row in store.rows(store.ids("train")):
+        number = int(row.key[-8:-4])
+        assert row.target == number % 2
+        assert np.array_equal(np.frombuffer(row.payload, np.float32), np.load(tmp_path / "source" / row.key).ravel())
+
+
+def test_the_folder_opens_with_hugging_face_datasets(tmp_path):
+    from datasets import load_from_disk
+
+    write(tmp_path / "source", 20)
+    _, folder = run(tmp_path / "source", tmp_path / "home", shard_items=8)
+    data = load_from_disk(str(folder))
+    assert len(data) == 20
+    assert set(data.column_names) == {"key", "payload", "codec", "shape", "dtype", "meta"}
+    assert sorted(data["key"]) == sorted(PreparedStore.open(folder).keys)
+    assert data[0]["shape"] == [2, 16]
+
+
+def test_statistics_are_those_of_the_training_split(tmp_path):
+    write(tmp_path / "source", 60)
+    record, folder = run(tmp_path / "source", tmp_path / "home")
+    store = PreparedStore.open(folder)
+    x = np.stack([np.frombuffer(r.payload, np.float32).reshape(2, 16) for r in store.rows(store.ids("train"))])
+    assert np.allclose(record.statistics.mean, x.astype(np.float64).mean((0, 2)), atol=1e-9)
+    assert np.allclose(record.statistics.std, x.astype(np.float64).std((0, 2)), atol=1e-9)
+
+
+def test_unreadable_files_are_listed_and_cost_nothing_else(tmp_path):
+    write(tmp_path / "source", 40)
+    (tmp_path / "source/c0/bad.npy").write_text("no array")
+    (tmp_path / "source/c0/odd.npy").write_bytes(b"")
+    np.save(tmp_path / "source/c0/none.npy", np.zeros(3))
+    record, folder = run(tmp_path / "source", tmp_path / "home")
+    card = json.loads((folder / "card.json").read_text())
+    assert record.unreadable == 3
+    reasons = {bad["file"]: bad["reason"] for bad in card["unreadable"]}
+    assert reasons["c0/bad.npy"] == "not an array"
+    assert "EOFError" in reasons["c0/odd.npy"]
+    assert reasons["c0/none.npy"] == "nothing in it"
+    assert sum(record.counts.values()) == 40
+    assert str(tmp_path) not in (folder / "card.json").read_text()
+
+
+def test_too_many_unreadable_files_end_with_a_list(tmp_path):
+    write(tmp_path / "source", 4)
+    for number in range(3):
+        (tmp_path / f"source/c0/bad{number}.npy").write_text("x")
+    with pytest.raises(
+        StageError, match=r"3 of the 7 items could not be read:\n  c0/bad0.npy: not an array(.|\n)*max_unreadable"
+    ):
+        run(tmp_path / "source", tmp_path / "home")
+
+
+def test_nothing_readable_is_one_clear_message(tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/a.npy").write_text("x")
+    with pytest.raises(StageError, match="none of the 1 items could be read"):
+        run(tmp_path / "source", tmp_path / "home", max_unreadable=1.0)
+
+
+def test_duplicates_are_counted_and_on_one_side(tmp_path):
+    write(tmp_path / "source", 30)
+    for number in range(30):
+        origin = tmp_path / f"source/c{number % 2}/s{number:04d}.npy"
+        (origin.parent / f"twin{number}.npy").write_bytes(origin.read_bytes())
+    record, folder = run(tmp_path / "source", tmp_path / "home")
+    store = PreparedStore.open(folder)
+    assert record.duplicates == 30
+    sides = {}
+    for split in ("train", "val", "test"):
+        for digest in store.hashes(store.ids(split)):
+            assert sides.setdefault(digest, split) == split
+
+
+def test_new_files_prepare_only_their_own_shards(tmp_path):
+    write(tmp_path / "source", 60)
+    run(tmp_path / "source", tmp_path / "home", shard_items=8)
+    shard_folder = tmp_path / "home/prepared/shards"
+    before = set(shard_folder.iterdir())
+    write(tmp_path / "source/c0", 1, prefix="new")
+    run(tmp_path / "source", tmp_path / "home", shard_items=8)
+    added = set(shard_folder.iterdir()) - before
+    assert len([p for p in added if p.suffix == ".arrow"]) == 1
+    assert len(before) == 16
+
+
+def test_stopping_keeps_finished_shards(tmp_path):
+    write(tmp_path / "source", 60)
+    calls = iter([False, False, True])
+    with pytest.raises(Stopped):
+        run(tmp_path / "source", tmp_path / "home", shard_items=8, should_stop=lambda: next(calls))
+    assert len(list((tmp_path / "home/prepared/shards").glob("*.json"))) == 2
+    _, resumed = run(tmp_path / "source", tmp_path / "home", shard_items=8)
+    _, whole = run(tmp_path / "source", tmp_path / "other", shard_items=8)
+    assert files(resumed) == files(whole)
+
+
+def test_a_file_that_ends_its_reader_costs_that_file_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "IN_PROCESS", 5)
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    write(tmp_path / "source", 24)
+    np.save(tmp_path / "source/c0/killer.npy", np.zeros((2, 16)))
+    record, folder = run(tmp_path / "source", tmp_path / "home", shard_items=8, workers=2)
+    card = json.loads((folder / "card.json").read_text())
+    assert [bad["file"] for bad in card["unreadable"]] == ["c0/killer.npy"]
+    assert "died" in card["unreadable"][0]["reason"]
+    assert sum(record.counts.values()) == 24
+
+
+def test_processes_give_the_same_bytes_as_none(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    write(tmp_path / "source", 24)
+    _, alone = run(tmp_path / "source", tmp_path / "a", shard_items=8)
+    monkeypatch.setattr(shards, "IN_PROCESS", 5)
+    _, several = run(tmp_path / "source", tmp_path / "b", shard_items=8, workers=2)
+    assert files(alone) == files(several)
+
+
+def test_killed_at_any_moment_it_ends_in_the_same_bytes(tmp_path):
+    write(tmp_path / "source", 48, prefix="slow")
+    code = f"""
+        import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}
+        from pathlib import Path
+        from test_prepare import run
+        print("go", flush=True)
+        run(Path({str(tmp_path / "source")!r}), Path({str(tmp_path / "killed")!r}), shard_items=4)
+    """
+    kills = 0
+    for moment in (0.1, 0.5, 0.9, 1.3):
+        process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(moment)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+        process.stdout.close()
+    assert kills >= 2
+    _, resumed = run(tmp_path / "source", tmp_path / "killed", shard_items=4)
+    _, whole = run(tmp_path / "source", tmp_path / "whole", shard_items=4)
+    assert {k: v for k, v in files(resumed).items() if not k.endswith(".tmp")} == files(whole)
+
+
+def test_labels_that_do_not_suit_the_task_are_named(tmp_path):
+    write(tmp_path / "source", 10)
+    with pytest.raises(UserError, match="regression task met the label 'c0'"):
+        run(tmp_path / "source", tmp_path / "home", task=TaskConfig(kind="regression"))
+
+
+def test_a_row_is_quick_to_fetch(tmp_path):
+    write(tmp_path / "source", 64)
+    _, folder = run(tmp_path / "source", tmp_path / "home")
+    store = PreparedStore.open(folder)
+    ids = np.random.default_rng(0).integers(0, 64, 2000)
+    store.rows(ids)
+    start = time.perf_counter()
+    store.rows(ids)
+    assert (time.perf_counter() - start) / 2000 < 1e-3
