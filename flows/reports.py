@@ -6,10 +6,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from core.evaluation.report import ReportData, StageTime, render_report
-
 from core.data.card import read_card
 from core.digests import recipe_digest
+from core.evaluation.report import ReportData, StageTime, render_report
 from core.records import EvalReport, PreparedData, PretrainedEncoder, TunedModel
 from core.tracking import EVENTS_FILE
 from core.workspace import digest_of, write_text
