@@ -53,6 +53,6 @@ def apply(home: Path, *, verbose: bool = False) -> None:
     os.environ[HOME_VARIABLE] = str(home)
     if not any(os.environ.get(name) for name in ("PREFECT_API_URL", "PREFECT_HOME")):
         os.environ["PREFECT_HOME"] = str(home / "prefect")
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "DEBUG" if verbose else "ERROR")
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "DEBUG" if verbose else "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
-    os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
