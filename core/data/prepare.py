@@ -1,11 +1,12 @@
 """Preparation: a source is read once into shards; splits, statistics and the card follow from what was read."""
 
+import errno
 import json
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from pyarrow import parquet
 from core.config import Recipe
 from core.data import shards
 from core.data.card import SHOWN, class_counts, write_card
+from core.data.readers import Readers
 from core.data.shards import Result, Row, Unit
+from core.data.sources import kind_of
 from core.data.splits import Member, assign
 from core.data.statistics import measure
 from core.data.store import INDEX_FILE, PreparedStore
@@ -86,24 +89,43 @@ def prepare(
         StageError: if too few files can be read.
         Stopped: if asked to stop.
     """
-    items = list(plugin.discover(source))
+    items = [_with_public_names(item) for item in plugin.discover(source)]
     folder = home.root / "prepared" / "shards"
     folder.mkdir(exist_ok=True)
+    _clear(workdir, folder)
     units = shards.plan(items, plugin, recipe.prepare.shard_items)
-    results = _read(items, units, plugin, folder, recipe, tracker, should_stop)
-    facts = gather(len(items), results, recipe)
+    results = _read(units, plugin, folder, recipe, tracker, should_stop)
+    _enough(units, results, recipe.prepare.max_unreadable, folder)
+    facts = gather(results, recipe)
     _link(units, folder, workdir)
     _write_index(workdir, facts)
     _describe_for_datasets(workdir, [unit.digest for unit in units])
     store = PreparedStore.open(workdir)
     statistics = measure(store, store.ids("train"), plugin)
-    write_card(workdir, _card(facts, statistics, items))
+    write_card(workdir, _card(facts, statistics, items, source))
     _tell(facts, tracker)
     return _record(recipe, plugin, home, digest, facts, statistics)
 
 
+def _with_public_names(item: Item) -> Item:
+    """The item with a key and a label that any file can hold: names on disk need not be UTF-8."""
+
+    def clean(name: Any) -> Any:
+        return (
+            name.encode(errors="surrogateescape").decode(errors="backslashreplace") if isinstance(name, str) else name
+        )
+
+    return replace(item, key=clean(item.key), target=clean(item.target))
+
+
+def _clear(workdir: Path, folder: Path) -> None:
+    """Remove what an earlier process left half-written."""
+    for left in workdir.glob(".*.tmp"):
+        left.unlink()
+    shards.sweep(folder)
+
+
 def _read(
-    items: Sequence[Item],
     units: Sequence[Unit],
     plugin: Modality[Any],
     folder: Path,
@@ -112,22 +134,28 @@ def _read(
     should_stop: Callable[[], bool],
 ) -> list[Result]:
     """Results of all units, those of earlier runs included."""
-    _need_disk(items, folder)
-    done = 0
+    _need_disk([unit for unit in units if not shards.is_done(folder, unit.digest)], folder)
+    done, total = 0, sum(len(unit.items) for unit in units)
 
     def progress(more: int) -> None:
         nonlocal done
         done += more
-        tracker.progress("prepare", done, len(items), "items")
+        tracker.progress("prepare", done, total, "items")
 
     workers = recipe.compute.workers or os.cpu_count() or 1
-    shards.run_units(units, plugin, folder, workers, progress, should_stop)
+    try:
+        Readers(plugin, folder, workers, progress, should_stop).run(units)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StageError(f"the disk of {folder} is full; make room and run the same command again") from error
     results = [shards.read_result(folder, unit.digest) for unit in units]
     return [result for result in results if result is not None]
 
 
-def _need_disk(items: Sequence[Item], folder: Path) -> None:
-    needed = DISK_FACTOR * sum(max(item.size, 0) for item in items)
+def _need_disk(units: Sequence[Unit], folder: Path) -> None:
+    """Refuse what cannot fit; shards that are there already need no more room."""
+    needed = DISK_FACTOR * sum(max(item.size, 0) for unit in units for item in unit.items)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
@@ -136,28 +164,19 @@ def _need_disk(items: Sequence[Item], folder: Path) -> None:
         )
 
 
-def gather(found: int, results: Sequence[Result], recipe: Recipe) -> Facts:
-    """Targets, splits and duplicates of everything that was read.
+def _enough(units: Sequence[Unit], results: Sequence[Result], limit: float, folder: Path) -> None:
+    """Refuse what is mostly unreadable; what was not read is then tried again by the next run.
 
     Raises:
-        StageError: if nothing, or too little of the ``found`` items, could be read.
-        UserError: if a label does not suit the task, or a given split divides a group.
+        StageError: if nothing, or too little of the items, could be read.
     """
-    unreadable = sorted(pair for result in results for pair in result.unreadable)
-    _enough(found, unreadable, recipe.prepare.max_unreadable)
-    rows = [row for result in results for row in result.rows]
-    target, targets = encode_targets([row.target for row in rows], recipe.task)
-    members = [
-        Member(row.key, encoded, row.group, row.split, row.content)  # type: ignore[arg-type]  # a Split, from the item
-        for row, encoded in zip(rows, targets, strict=True)
-    ]
-    splits = assign(members, recipe.prepare, recipe.seed)
-    return Facts(rows, target, targets, splits, _repeated(rows), unreadable, sum(result.bytes for result in results))
-
-
-def _enough(found: int, unreadable: Sequence[tuple[str, str]], limit: float) -> None:
+    found = sum(len(unit.items) for unit in units)
+    unreadable = _unreadable(results)
     if len(unreadable) < found and len(unreadable) <= limit * found:
         return
+    for unit, result in zip(units, results, strict=True):
+        if result.unreadable:  # A permission that is granted now, or a decoder installed, changes no file.
+            shards.forget(folder, unit.digest)
     shown = "\n".join(f"  {key}: {reason}" for key, reason in unreadable[:10])
     more = f"\n  ... and {len(unreadable) - 10} more" if len(unreadable) > 10 else ""
     what = "none of the" if len(unreadable) == found else f"{len(unreadable)} of the"
@@ -166,12 +185,42 @@ def _enough(found: int, unreadable: Sequence[tuple[str, str]], limit: float) -> 
     raise StageError(f"{what} {found} items {verb}:\n{shown}{more}{hint}")
 
 
+def _unreadable(results: Sequence[Result]) -> list[tuple[str, str]]:
+    return sorted(pair for result in results for pair in result.unreadable)
+
+
+def gather(results: Sequence[Result], recipe: Recipe) -> Facts:
+    """Targets, splits and duplicates of everything that was read.
+
+    Raises:
+        StageError: if the plugin gave two records one key.
+        UserError: if a label does not suit the task, or a given split divides a group.
+    """
+    rows = [row for result in results for row in result.rows]
+    _one_key_each(rows)
+    target, targets = encode_targets([row.target for row in rows], recipe.task)
+    members = [
+        Member(row.key, encoded, row.group, row.split, row.content)  # type: ignore[arg-type]  # a Split, from the item
+        for row, encoded in zip(rows, targets, strict=True)
+    ]
+    splits = assign(members, recipe.prepare, recipe.seed)
+    size = sum(result.bytes for result in results)
+    return Facts(rows, target, targets, splits, _repeated(rows), _unreadable(results), size)
+
+
+def _one_key_each(rows: Sequence[Row]) -> None:
+    """Random views are drawn by key, and cards and splits name items by it."""
+    key, times = Counter(row.key for row in rows).most_common(1)[0]
+    if times > 1:
+        raise StageError(f"the plugin gave {times} records the key {key!r}; its `read` must give each its own")
+
+
 def _repeated(rows: Sequence[Row]) -> list[bool]:
     """By key, so that it does not depend on the order of shards; several records of one item do not count."""
     first: dict[str, str] = {}
     for row in sorted(rows, key=lambda row: row.key):
-        first.setdefault(row.content, row.key.partition("#")[0])
-    return [first[row.content] != row.key.partition("#")[0] for row in rows]
+        first.setdefault(row.content, row.item)
+    return [first[row.content] != row.item for row in rows]
 
 
 def _link(units: Sequence[Unit], folder: Path, workdir: Path) -> None:
@@ -224,9 +273,17 @@ def _describe_for_datasets(workdir: Path, digests: Sequence[str]) -> None:
     write_text(workdir / "state.json", json.dumps(state, indent=1) + "\n")
 
 
-def _card(facts: Facts, statistics: Statistics, items: Sequence[Item]) -> dict[str, Any]:
+def _source_kind(source: str) -> str:
+    try:
+        return kind_of(source)
+    except UserError:
+        return "of the plugin's own"
+
+
+def _card(facts: Facts, statistics: Statistics, items: Sequence[Item], source: str) -> dict[str, Any]:
     repeated = sorted(row.key for row, again in zip(facts.rows, facts.repeated, strict=True) if again)
     return {
+        "source": _source_kind(source),
         "counts": facts.counts,
         "labelled": facts.labelled,
         "classes": facts.classes,

@@ -1,30 +1,29 @@
 """Shards: the units of preparation. Each is one Arrow file and one result file, named by all that went into it."""
 
 import hashlib
-import io
 import json
 import os
+import time
 import traceback
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 
 from core.config import results_only
-from core.errors import Stopped
+from core.data.sources import listing
 from core.modality import Item, Modality, Record, Unreadable
-from core.processes import die_with
-from core.workspace import SCHEMA, digest_of, write_bytes, write_text
+from core.workspace import SCHEMA, digest_of, write_text
 
-REVISION = 1
+REVISION = 2
 """Raised when shards are written otherwise than before."""
-IN_PROCESS = 512
-"""Items up to which starting processes takes longer than reading."""
+BATCH_BYTES = 64 * 2**20
+"""Payload bytes after which rows are written out, so that a shard of large items need not fit into memory."""
+DIED = "the process that read it died; the file may be made to crash a decoder, or need too much memory"
 SHARD_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -50,6 +49,8 @@ class Row:
     """What the index is made of: facts of one record that stand outside its shard."""
 
     key: str
+    item: str
+    """Key of the item it was read from, which may hold several records."""
     target: Any
     group: str | None
     split: str | None
@@ -64,6 +65,10 @@ class Result:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     """(key, reason)."""
     bytes: int = 0
+    """Size of the Arrow file."""
+
+
+# --- planning ---------------------------------------------------------------------------------------------------------
 
 
 def plan(items: Sequence[Item], plugin: Modality[Any], shard_items: int) -> list[Unit]:
@@ -77,11 +82,29 @@ def plan(items: Sequence[Item], plugin: Modality[Any], shard_items: int) -> list
         divided[number % buckets].append(item)
     settings = results_only(plugin.settings, "affects_prepared")
     about = [SCHEMA, REVISION, plugin.info.name, plugin.info.revision, settings]
-    return [Unit(digest_of(about, [_identity(i) for i in part]), tuple(part)) for part in divided if part]
+    containers = {path: _container(path) for path in {item.path for item in items if item.row is not None}}
+    identities = [[_identity(item) for item in part] for part in divided]
+    inside = [sorted({containers[i.path] for i in part if i.row is not None}) for part in divided]
+    return [
+        Unit(digest_of(about, *([identity, within] if within else [identity])), tuple(part))
+        for part, identity, within in zip(divided, identities, inside, strict=True)
+        if part
+    ]
 
 
 def _identity(item: Item) -> list[Any]:
     return [item.key, item.row, item.target, item.group, item.split, item.size, item.mtime_ns]
+
+
+def _container(path: str) -> str:
+    """Identity of what holds rows: a row has no size and time of its own, and the same key in every dataset."""
+    if Path(path).is_dir():
+        return digest_of(listing(path))
+    facts = Path(path).stat()
+    return digest_of(facts.st_size, facts.st_mtime_ns)
+
+
+# --- files of a unit --------------------------------------------------------------------------------------------------
 
 
 def arrow_file(folder: Path, digest: str) -> Path:
@@ -94,156 +117,163 @@ def result_file(folder: Path, digest: str) -> Path:
     return folder / f"{digest}.json"
 
 
+def marker_file(folder: Path, digest: str) -> Path:
+    """Holds the number of the item that is being read; left behind by a process that died over it."""
+    return folder / f"{digest}.reading"
+
+
+def is_done(folder: Path, digest: str) -> bool:
+    """Whether a unit has its result."""
+    return result_file(folder, digest).exists() and arrow_file(folder, digest).exists()
+
+
 def read_result(folder: Path, digest: str) -> Result | None:
     """The result of a finished unit, or None."""
-    file = result_file(folder, digest)
-    if not file.exists() or not arrow_file(folder, digest).exists():
+    if not is_done(folder, digest):
         return None
-    value = json.loads(file.read_text())
+    value = json.loads(result_file(folder, digest).read_text())
     return Result([Row(**row) for row in value["rows"]], [tuple(pair) for pair in value["unreadable"]], value["bytes"])
 
 
-def run_unit(
-    unit: Unit, plugin: Modality[Any], folder: Path, marker: Path | None = None, killers: frozenset[str] = frozenset()
-) -> None:
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written: a day old, so that nobody is writing it now."""
+    for left in folder.glob(".*.tmp"):
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > 24 * 3600:
+                left.unlink()
+
+
+def forget(folder: Path, digest: str) -> None:
+    """Take a unit for not done, so that it is read again."""
+    result_file(folder, digest).unlink(missing_ok=True)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def run_unit(unit: Unit, plugin: Modality[Any], folder: Path, killers: frozenset[str] = frozenset()) -> None:
     """Read the items of ``unit`` and write its files; what cannot be read is listed with the reason.
 
-    ``marker`` always holds the key being read. Keys in ``killers`` are not read: reading them ended a process before.
+    Keys in ``killers`` are not read: reading them ended a process before.
     """
-    result, records = Result(), []
-    for item in unit.items:
-        if marker:
-            marker.write_text(item.key)
-        if item.key in killers:
-            result.unreadable.append(
-                (item.key, "the process that read it died; the file may be made to crash a decoder")
-            )
-            continue
-        try:
-            found, content = _read(item, plugin)
-        except Unreadable as reason:
-            result.unreadable.append((item.key, str(reason)))
-            continue
-        records += found
-        result.rows += [Row(r.key, r.target, r.group, item.split, content) for r in found]
-    data = _arrow(records)
-    result.bytes = len(data)
-    write_bytes(arrow_file(folder, unit.digest), data)
-    body = {"rows": [vars(row) for row in result.rows], "unreadable": result.unreadable, "bytes": result.bytes}
-    write_text(result_file(folder, unit.digest), json.dumps(body) + "\n")
+    result = Result()
+    with _marked(marker_file(folder, unit.digest)) as mark, _Writer(arrow_file(folder, unit.digest)) as out:
+        for number, item in enumerate(unit.items):
+            mark(number)
+            try:
+                if item.key in killers:
+                    raise Unreadable(DIED)  # noqa: TRY301 - listed like every other reason
+                records, content = read_item(item, plugin)
+            except Unreadable as reason:
+                result.unreadable.append((item.key, _without_path(str(reason), item)))
+                continue
+            out.add(records)
+            result.rows += [Row(r.key, item.key, r.target, r.group, item.split, content) for r in records]
+        result.bytes = out.finish()
+        write_text(result_file(folder, unit.digest), json.dumps(asdict(result), default=_plain) + "\n")
 
 
-def _read(item: Item, plugin: Modality[Any]) -> tuple[list[Record], str]:
-    """The records of an item and the hash of its content.
+def read_item(item: Item, plugin: Modality[Any]) -> tuple[list[Record], str]:
+    """The records of an item and the SHA-256 of its content: of the file, or of a row's payloads.
 
     Raises:
         Unreadable: with the reason, also for errors that the plugin did not foresee.
     """
     try:
         records = list(plugin.read(item))
+        if not records:
+            raise Unreadable("nothing in it")  # noqa: TRY301 - goes through the same door as the plugin's own
+        return records, _content(item, records)
     except Unreadable:
         raise
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        text = str(error).replace(item.path, item.key)
-        raise Unreadable(f"unforeseen {type(error).__name__} in {where.name}: {text}") from error
-    if not records:
-        raise Unreadable("nothing in it")
-    hasher = hashlib.sha256()
+        raise Unreadable(f"unforeseen {type(error).__name__} in {where.name}: {error}") from error
+
+
+def _content(item: Item, records: Sequence[Record]) -> str:
     if item.row is None and Path(item.path).is_file():
         with Path(item.path).open("rb") as source:
-            while chunk := source.read(1 << 20):
-                hasher.update(chunk)
-    else:
-        for record in records:
-            hasher.update(bytes(record.payload))
-    return records, hasher.hexdigest()
+            return hashlib.file_digest(source, "sha256").hexdigest()
+    hasher = hashlib.sha256()
+    for record in records:
+        hasher.update(record.payload)
+    return hasher.hexdigest()
 
 
-def _arrow(records: Sequence[Record]) -> bytes:
+def _without_path(text: str, item: Item) -> str:
+    """Reasons are public; where the file lies, and a private source's file name, are not."""
+    for secret in (item.path, os.path.realpath(item.path), Path(item.path).name):
+        if secret and secret not in item.key:
+            text = text.replace(secret, item.key)
+    return text
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know: NumPy scalars as numbers, all else (a date, a decimal) as its text."""
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
+@contextmanager
+def _marked(marker: Path) -> Iterator[Any]:
+    """A function that notes which item is being read; the note survives this process and is removed by success."""
+    handle = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        yield lambda number: os.pwrite(handle, f"{number:12d}".encode(), 0)
+    finally:
+        os.close(handle)
+        marker.unlink(missing_ok=True)
+
+
+class _Writer:
+    """An Arrow stream that appears under its name only when it is whole."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        self._records: list[Record] = []
+        self._bytes, self._batches = 0, 0
+
+    def __enter__(self) -> Self:
+        self._out = self._temporary.open("wb")
+        self._stream = pa.ipc.new_stream(self._out, SHARD_SCHEMA)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._out.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Append rows."""
+        self._records += records
+        self._bytes += sum(len(record.payload) for record in records)
+        if self._bytes >= BATCH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._stream.write_batch(_batch(self._records))
+        self._records, self._bytes = [], 0
+        self._batches += 1
+
+    def finish(self) -> int:
+        """Bytes of the file, which now has its name."""
+        if self._records or not self._batches:
+            self._flush()
+        self._stream.close()
+        self._out.flush()
+        os.fsync(self._out.fileno())
+        size = self._out.tell()
+        self._temporary.replace(self._file)
+        return size
+
+
+def _batch(records: Sequence[Record]) -> pa.RecordBatch:
     columns = {
         "key": [r.key for r in records],
         "payload": [bytes(r.payload) for r in records],
         "codec": [r.codec for r in records],
         "shape": [list(r.shape) for r in records],
         "dtype": [r.dtype for r in records],
-        "meta": [json.dumps(r.meta, sort_keys=True) for r in records],
+        "meta": [json.dumps(r.meta, sort_keys=True, default=_plain) for r in records],
     }
-    out = io.BytesIO()
-    batch = pa.record_batch(columns, schema=SHARD_SCHEMA)
-    with pa.ipc.new_stream(out, SHARD_SCHEMA) as writer:
-        writer.write_batch(batch)
-    return out.getvalue()
-
-
-Progress = Callable[[int], None]
-"""Told how many more items are done."""
-
-
-def run_units(
-    units: Sequence[Unit],
-    plugin: Modality[Any],
-    folder: Path,
-    workers: int,
-    progress: Progress,
-    should_stop: Callable[[], bool],
-) -> None:
-    """Run the units that have no result yet, in processes where there is enough to read.
-
-    Raises:
-        Stopped: if asked to; finished units keep their results.
-    """
-    missing = []
-    for unit in units:
-        if read_result(folder, unit.digest) is None:
-            missing.append(unit)
-        else:
-            progress(len(unit.items))
-    if sum(len(unit.items) for unit in missing) > IN_PROCESS:
-        _in_processes(missing, plugin, folder, workers, progress, should_stop)
-        return
-    for unit in missing:
-        _maybe_stop(should_stop)
-        run_unit(unit, plugin, folder)
-        progress(len(unit.items))
-
-
-def _maybe_stop(should_stop: Callable[[], bool]) -> None:
-    if should_stop():
-        raise Stopped("preparation saved; finished shards are kept")
-
-
-def _in_processes(
-    units: Sequence[Unit],
-    plugin: Modality[Any],
-    folder: Path,
-    workers: int,
-    progress: Progress,
-    should_stop: Callable[[], bool],
-) -> None:
-    """Run units side by side.
-
-    When a process dies, its siblings go with it, so the rest is done one unit at a time; then the marker names
-    the very item that ended the process, which is left out, and its unit is done again.
-    """
-    waiting, killers, alone = list(units), set[str](), False
-    marker = folder / f"{os.getpid()}.reading"
-    while waiting:
-        count = 1 if alone else min(workers, len(waiting))
-        with ProcessPoolExecutor(count, get_context("spawn"), die_with, (os.getpid(),)) as pool:
-            told = marker if alone else None
-            futures = {pool.submit(run_unit, u, plugin, folder, told, frozenset(killers)): u for u in waiting}
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    progress(len(futures[future].items))
-                    _maybe_stop(should_stop)
-            except BrokenProcessPool:
-                if alone:
-                    killers.add(marker.read_text())
-                alone = True
-            except Stopped:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        waiting = [u for u in waiting if read_result(folder, u.digest) is None]
-    marker.unlink(missing_ok=True)
+    return pa.record_batch(columns, schema=SHARD_SCHEMA)

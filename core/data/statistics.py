@@ -18,8 +18,12 @@ SMALLEST_STD = 1e-6
 def measure(store: PreparedStore, ids: Ids, plugin: Modality[Any]) -> Statistics:
     """Mean and deviation per channel of the plugin's features over the fixed views of ``ids``, in float64.
 
-    Where samples are padded, only their real extent along the first axis counts.
+    Where samples are padded, only their real extent along the first axis counts. Without any item, as in a source of
+    test items only, they are 0 and 1, which leave features as they are.
     """
+    if len(ids) == 0:
+        channels = plugin.patches().channels
+        return Statistics(mean=(0.0,) * channels, std=(1.0,) * channels)
     if len(ids) > LIMIT:
         ids = ids[np.linspace(0, len(ids) - 1, LIMIT).round().astype(np.int64)]
     views = FixedViews(store, ids, plugin, 64)

@@ -1,0 +1,160 @@
+"""Readers: the units of preparation are run in this process or side by side, whatever a file does to its reader."""
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from core.data.shards import Unit, is_done, marker_file, read_item, run_unit
+from core.errors import StageError, Stopped
+from core.modality import Item, Modality, Unreadable
+from core.processes import die_with
+
+SMALL_ITEMS = 512
+"""Items, and ..."""
+SMALL_BYTES = 64 * 2**20
+"""... bytes up to which starting processes takes longer than reading in this one."""
+
+Progress = Callable[[int], None]
+"""Told how many more items are done."""
+
+
+@dataclass
+class Readers:
+    """What it takes to run units.
+
+    A file that ends the process that reads it costs that file only. Where this process reads for itself, it is that
+    process which ends; the marker it leaves has the next one read the same unit in a child.
+    """
+
+    plugin: Modality[Any]
+    folder: Path
+    """Where shards are kept."""
+    workers: int
+    progress: Progress
+    should_stop: Callable[[], bool]
+    killers: set[str] = field(default_factory=set)
+    """Keys of the items that ended their reader."""
+
+    def run(self, units: Sequence[Unit]) -> None:
+        """Run the units that have no result yet.
+
+        Raises:
+            Stopped: if asked to; finished units keep their results.
+            StageError: if processes die without reading anything.
+        """
+        missing = []
+        for unit in units:
+            if self._done(unit):
+                self.progress(len(unit.items))
+            else:
+                missing.append(unit)
+        if not _small(missing):
+            self._in_processes(missing)
+            return
+        fatal = [unit for unit in missing if self._marker(unit).exists()]
+        self._in_processes(fatal)
+        for unit in missing:
+            if unit not in fatal:
+                self._maybe_stop()
+                run_unit(unit, self.plugin, self.folder)
+                self.progress(len(unit.items))
+
+    def _done(self, unit: Unit) -> bool:
+        return is_done(self.folder, unit.digest)
+
+    def _marker(self, unit: Unit) -> Path:
+        return marker_file(self.folder, unit.digest)
+
+    def _maybe_stop(self) -> None:
+        if self.should_stop():
+            raise Stopped("preparation saved; finished shards are kept")
+
+    def _in_processes(self, units: Sequence[Unit]) -> None:
+        """Run units side by side until all are done, setting aside what ends a process."""
+        waiting, workers = list(units), max(1, self.workers)
+        for unit in waiting:
+            self._marker(unit).unlink(missing_ok=True)
+        while waiting:
+            broken = self._round(waiting, min(workers, len(waiting)))
+            waiting = [unit for unit in waiting if not self._done(unit)]
+            if broken and waiting:
+                self._maybe_stop()
+                workers = self._after_a_death(waiting, workers)
+
+    def _round(self, waiting: Sequence[Unit], workers: int) -> bool:
+        """Run units until they are done or a process dies, which ends its siblings too; says whether one did."""
+        told, broken = set[str](), False
+        with self._pool(workers) as pool:
+            killers = frozenset(self.killers)
+            try:
+                futures = {pool.submit(run_unit, unit, self.plugin, self.folder, killers): unit for unit in waiting}
+                for future in as_completed(futures):
+                    future.result()
+                    told.add(futures[future].digest)
+                    self.progress(len(futures[future].items))
+                    self._maybe_stop()
+            except BrokenProcessPool:
+                broken = True
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        self.progress(sum(len(u.items) for u in waiting if u.digest not in told and self._done(u)))
+        return broken
+
+    def _pool(self, workers: int) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(workers, get_context("spawn"), _start, (os.getpid(),))
+
+    def _after_a_death(self, waiting: Sequence[Unit], workers: int) -> int:
+        """Find the item that did it by reading the suspects again, each in a process of its own.
+
+        Where none does it alone, memory may have been short: fewer processes go on, and a sole one is believed.
+        """
+        suspects = [item for unit in waiting if (item := self._being_read(unit)) is not None]
+        if workers == 1 and not suspects:
+            raise StageError(
+                "the processes that read the data die before they read anything; there may be too little memory, or "
+                "the calling script lacks `if __name__ == '__main__':`"
+            )
+        found = {item.key for item in suspects if workers == 1 or self._kills(item)}
+        self.killers |= found
+        for unit in waiting:
+            self._marker(unit).unlink(missing_ok=True)
+        return workers if found else max(1, workers // 2)
+
+    def _being_read(self, unit: Unit) -> Item | None:
+        try:
+            return unit.items[int(self._marker(unit).read_text())]
+        except (OSError, ValueError):  # Nothing of this unit was being read.
+            return None
+
+    def _kills(self, item: Item) -> bool:
+        with self._pool(1) as pool:
+            try:
+                pool.submit(_try, item, self.plugin).result()
+            except BrokenProcessPool:
+                return True
+        return False
+
+
+def _small(units: Sequence[Unit]) -> bool:
+    items = [item for unit in units for item in unit.items]
+    return len(items) <= SMALL_ITEMS and sum(max(item.size, 0) for item in items) <= SMALL_BYTES
+
+
+def _start(parent: int) -> None:
+    # The interrupt of a terminal is for the stage process, which decides what is still finished.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with(parent)
+
+
+def _try(item: Item, plugin: Modality[Any]) -> None:
+    try:
+        read_item(item, plugin)
+    except Unreadable:
+        return
