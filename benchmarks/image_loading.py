@@ -1,7 +1,7 @@
 """How fast does one worker make training samples, beside torchvision's ImageFolder on the same photographs?
 
-Both give random resized crops (bicubic, 224 pixels, scale 0.2 to 1) and flips from photographs stored as JPEG of quality 90:
-torchvision decodes and crops the source files, maeflow its prepared data. One thread, all rounds interleaved.
+Both give random resized crops (bicubic, 224 pixels, scale 0.2 to 1) and flips from photographs stored as JPEG of
+quality 90: torchvision decodes and crops the source files, maeflow its prepared data. One thread, all rounds interleaved.
 
     python benchmarks/image_loading.py [--copies 8] [--rounds 9] [--out FILE]
 
@@ -31,7 +31,26 @@ from core.registry import plugin
 from core.tracking import NullTracker
 from core.workspace import Home
 
-PHOTOGRAPHS = ["astronaut", "brick", "camera", "chelsea", "china", "clock_motion", "coffee", "coins", "flower", "grass", "gravel", "hubble_deep_field", "ihc", "moon", "motorcycle_left", "motorcycle_right", "retina", "rocket"]
+PHOTOGRAPHS = (
+    "astronaut",
+    "brick",
+    "camera",
+    "chelsea",
+    "china",
+    "clock_motion",
+    "coffee",
+    "coins",
+    "flower",
+    "grass",
+    "gravel",
+    "hubble_deep_field",
+    "ihc",
+    "moon",
+    "motorcycle_left",
+    "motorcycle_right",
+    "retina",
+    "rocket",
+)
 """Real photographs of at least 300 pixels that scikit-image and scikit-learn ship."""
 BATCH = 32
 

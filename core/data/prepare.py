@@ -111,9 +111,9 @@ def _with_public_names(item: Item) -> Item:
     """The item with a key and a label that any file can hold: names on disk need not be UTF-8."""
 
     def clean(name: Any) -> Any:
-        return (
-            name.encode(errors="surrogateescape").decode(errors="backslashreplace") if isinstance(name, str) else name
-        )
+        if not isinstance(name, str):
+            return name
+        return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
     return replace(item, key=clean(item.key), target=clean(item.target))
 

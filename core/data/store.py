@@ -1,15 +1,21 @@
 """Prepared data as the loader sees them: rows of memory-mapped Arrow shards, and an index beside them."""
 
+import itertools
 import json
+from bisect import bisect_right
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from core.data.columns import Lists, Optional, Values
+from core.errors import StageError
 from core.modality import Record
 
 INDEX_FILE = "index.parquet"
@@ -36,67 +42,117 @@ class PreparedStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        index = parquet.read_table(folder / INDEX_FILE)
-        self._index = {name: index[name].to_pylist() for name in ("key", "group", "split", "target", "content")}
-        self._targets = [None if text is None else json.loads(text) for text in self._index["target"]]
-        self._order = np.array(sorted(range(len(self._targets)), key=self._index["key"].__getitem__), dtype=np.int64)
-        self._batches = [_map(file) for file in sorted(folder.glob("data-*.arrow"))]
-        self._starts = np.cumsum([0] + [batch.num_rows for batch in self._batches])
+        self._index = _index(folder, ["key", "group", "split", "target"])
+        self._keys = Values(self._index["key"])
+        self._groups, self._targets = Optional(self._index["group"]), Optional(self._index["target"])
+        self._parts = [_Part(b) for file in sorted(folder.glob("data-*.arrow")) for b in _batches(file) if b.num_rows]
+        self._starts = [0, *itertools.accumulate(part.rows for part in self._parts)]
+        if self._starts[-1] != len(self):
+            raise StageError(
+                f"prepared data in {folder} are damaged: {self._starts[-1]} rows, {len(self)} in {INDEX_FILE}; "
+                f"remove the folder and prepare again"
+            )
 
     @classmethod
     def open(cls, folder: Path) -> "PreparedStore":
-        """The store in ``folder``."""
+        """The store in ``folder``.
+
+        Raises:
+            StageError: if its files do not belong together.
+        """
         return cls(folder)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PreparedStore, (self.folder,)
 
     def __len__(self) -> int:
-        return len(self._targets)
+        return len(self._index["key"])
 
-    @property
+    @cached_property
     def keys(self) -> list[str]:
         """Public name of each row."""
-        keys: list[str] = self._index["key"]
+        keys: list[str] = self._index["key"].to_pylist()
         return keys
 
     def rows(self, ids: Sequence[int] | Ids) -> list[Record]:
-        """The records at ``ids``; payloads are views of the mapped files."""
-        shards = np.searchsorted(self._starts, np.asarray(ids), side="right") - 1
-        return [self._row(int(i), int(shard)) for i, shard in zip(ids, shards, strict=True)]
+        """The records at ``ids``; payloads are views of the mapped files.
 
-    def _row(self, number: int, shard: int) -> Record:
-        batch, place = self._batches[shard], number - int(self._starts[shard])
-        payload, codec, shape, dtype, meta = (batch.column(column)[place] for column in (1, 2, 3, 4, 5))
+        Raises:
+            IndexError: if there is no such row.
+        """
+        return [self._row(int(number)) for number in ids]
+
+    def _row(self, number: int) -> Record:
+        if not 0 <= number < self._starts[-1]:
+            raise IndexError(f"row {number} of {self._starts[-1]}")
+        shard = bisect_right(self._starts, number) - 1
+        part, place = self._parts[shard], number - self._starts[shard]
+        meta = part.meta.text(place)
         return Record(
-            key=self._index["key"][number],
-            payload=memoryview(payload.as_buffer()),  # type: ignore[arg-type]  # bytes to every codec
-            codec=codec.as_py(),
-            shape=tuple(shape.as_py()),
-            dtype=dtype.as_py(),
-            target=self._targets[number],
-            group=self._index["group"][number],
-            meta=json.loads(meta.as_py()),
+            key=self._keys.text(number),
+            payload=part.payload[place],  # type: ignore[arg-type]  # bytes to every codec
+            codec=part.codec.text(place),
+            shape=part.shape[place],
+            dtype=part.dtype.text(place),
+            target=self._target(number),
+            group=self._groups.text(number),
+            meta={} if meta == "{}" else json.loads(meta),
         )
+
+    def _target(self, number: int) -> Any:
+        text = self._targets.text(number)
+        return None if text is None else json.loads(text)
+
+    @cached_property
+    def _by_key(self) -> Ids:
+        """All rows in the order of their keys, which is the same however they are divided into shards."""
+        order: Ids = pc.sort_indices(self._index["key"]).to_numpy().astype(np.int64)
+        return order
 
     def ids(self, split: str, *, labelled: bool = False) -> Ids:
         """Rows of ``split``, by key; only labelled ones where asked."""
-        splits, targets = self._index["split"], self._targets
-        chosen = [i for i in self._order if splits[i] == split and not (labelled and targets[i] is None)]
-        return np.array(chosen, dtype=np.int64)
+        wanted = pc.equal(self._index["split"], split)
+        if labelled:
+            wanted = pc.and_(wanted, self._index["target"].is_valid())
+        chosen: Ids = self._by_key[wanted.to_numpy(zero_copy_only=False)[self._by_key]]
+        return chosen
 
     def targets(self, ids: Sequence[int] | Ids) -> list[Any]:
         """Encoded targets of ``ids``."""
-        return [self._targets[i] for i in ids]
+        return [self._target(int(i)) for i in ids]
 
     def groups(self, ids: Sequence[int] | Ids) -> list[str | None]:
         """Groups of ``ids``."""
-        return [self._index["group"][i] for i in ids]
+        return [self._groups.text(int(i)) for i in ids]
 
     def hashes(self, ids: Sequence[int] | Ids) -> list[str]:
-        """Content hashes of ``ids``."""
-        return [self._index["content"][i] for i in ids]
+        """SHA-256 of the contents of ``ids``."""
+        return [self._contents.text(int(i)) for i in ids]
+
+    @cached_property
+    def _contents(self) -> Values:
+        """Read only when asked for: most of the index, and no loader needs them."""
+        return Values(_index(self.folder, ["content"])["content"])
 
 
-def _map(file: Path) -> pa.RecordBatch:
-    return pa.ipc.open_stream(pa.memory_map(str(file))).read_next_batch()
+class _Part:
+    """One record batch of a shard."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.rows: int = batch.num_rows
+        self.payload, self.codec = Values(batch["payload"]), Values(batch["codec"])
+        self.shape, self.dtype = Lists(batch["shape"]), Values(batch["dtype"])
+        self.meta = Values(batch["meta"])
+
+
+def _batches(file: Path) -> list[pa.RecordBatch]:
+    return list(pa.ipc.open_stream(pa.memory_map(str(file))))
+
+
+def _index(folder: Path, columns: list[str]) -> dict[str, pa.Array]:
+    """Columns of the index, each in one piece."""
+    table = parquet.read_table(folder / INDEX_FILE, columns=columns)
+    empty = pa.array([], pa.string())
+    return {
+        name: pa.concat_arrays(table[name].chunks) if table[name].num_chunks else empty for name in table.column_names
+    }

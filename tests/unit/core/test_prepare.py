@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from core.config import ComputeConfig, PluginSettings, PrepareConfig, Recipe, TaskConfig
-from core.data import shards
+from core.data import readers
 from core.data.prepare import prepare
 from core.data.store import PreparedStore
 from core.errors import StageError, Stopped, UserError
@@ -158,7 +158,7 @@ def test_stopping_keeps_finished_shards(tmp_path):
 
 
 def test_a_file_that_ends_its_reader_costs_that_file_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "IN_PROCESS", 5)
+    monkeypatch.setattr(readers, "SMALL_ITEMS", 5)
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
     write(tmp_path / "source", 24)
     np.save(tmp_path / "source/c0/killer.npy", np.zeros((2, 16)))
@@ -173,7 +173,7 @@ def test_processes_give_the_same_bytes_as_none(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
     write(tmp_path / "source", 24)
     _, alone = run(tmp_path / "source", tmp_path / "a", shard_items=8)
-    monkeypatch.setattr(shards, "IN_PROCESS", 5)
+    monkeypatch.setattr(readers, "SMALL_ITEMS", 5)
     _, several = run(tmp_path / "source", tmp_path / "b", shard_items=8, workers=2)
     assert files(alone) == files(several)
 
