@@ -32,7 +32,7 @@ class Lists:
         return tuple(self._values[self._offsets[row] : self._offsets[row + 1]])
 
 
-class Optional:
+class Maybe:
     """A string column in which values may be missing."""
 
     def __init__(self, column: pa.Array) -> None:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from core.data.columns import Lists, Optional, Values
+from core.data.columns import Lists, Maybe, Values
 from core.errors import StageError
 from core.modality import Record
 
@@ -44,7 +44,7 @@ class PreparedStore:
         self.folder = folder
         self._index = _index(folder, ["key", "group", "split", "target"])
         self._keys = Values(self._index["key"])
-        self._groups, self._targets = Optional(self._index["group"]), Optional(self._index["target"])
+        self._groups, self._targets = Maybe(self._index["group"]), Maybe(self._index["target"])
         self._parts = [_Part(b) for file in sorted(folder.glob("data-*.arrow")) for b in _batches(file) if b.num_rows]
         self._starts = [0, *itertools.accumulate(part.rows for part in self._parts)]
         if self._starts[-1] != len(self):
