@@ -1,7 +1,7 @@
 """How fast does one worker make training samples, beside torchvision's ImageFolder on the same photographs?
 
 Both give random resized crops (bicubic, 224 pixels, scale 0.2 to 1) and flips from photographs stored as JPEG of
-quality 90: torchvision decodes and crops the source files, maeflow its prepared data. One thread, all rounds interleaved.
+quality 90: torchvision decodes and crops the source files, maeflow its prepared data. One thread, rounds interleaved.
 
     python benchmarks/image_loading.py [--copies 8] [--rounds 9] [--out FILE]
 
@@ -185,9 +185,7 @@ def show(result: dict[str, float]) -> None:
     print(f"torchvision ImageFolder    {result['torchvision_samples_per_s']:8.0f} samples/s per worker")
     print(f"ratio                      {result['ratio']:8.2f} ({result['low']:.2f} to {result['high']:.2f})")
     share = result["prepared_bytes"] / result["source_bytes"]
-    print(
-        f"bytes                      {result['prepared_bytes']:,} prepared, {result['source_bytes']:,} source ({share:.2f})"
-    )
+    print(f"bytes prepared / source    {result['prepared_bytes']:,} / {result['source_bytes']:,} ({share:.2f})")
 
 
 if __name__ == "__main__":
