@@ -111,7 +111,7 @@ class Readers:
         return ProcessPoolExecutor(workers, get_context("spawn"), _start, (os.getpid(),))
 
     def _after_a_death(self, waiting: Sequence[Unit], workers: int) -> int:
-        """Find the item that did it by reading the suspects again, each in a process of its own.
+        """Find the item that did it by reading the suspects again, one at a time.
 
         Where none does it alone, memory may have been short: fewer processes go on, and a sole one is believed.
         """
@@ -121,7 +121,7 @@ class Readers:
                 "the processes that read the data die before they read anything; there may be too little memory, or "
                 "the calling script lacks `if __name__ == '__main__':`"
             )
-        found = {item.key for item in suspects if workers == 1 or self._kills(item)}
+        found = {item.key for item in suspects} if workers == 1 else self._killers_among(suspects)
         self.killers |= found
         for unit in waiting:
             self._marker(unit).unlink(missing_ok=True)
@@ -133,13 +133,18 @@ class Readers:
         except (OSError, ValueError):  # Nothing of this unit was being read.
             return None
 
-    def _kills(self, item: Item) -> bool:
-        with self._pool(1) as pool:
-            try:
-                pool.submit(_try, item, self.plugin).result()
-            except BrokenProcessPool:
-                return True
-        return False
+    def _killers_among(self, suspects: Sequence[Item]) -> set[str]:
+        """Read one after the other in a single process, with a new one after each death."""
+        found, waiting = set[str](), list(suspects)
+        while waiting:
+            with self._pool(1) as pool:
+                try:
+                    while waiting:
+                        pool.submit(_try, waiting[0], self.plugin).result()
+                        waiting.pop(0)
+                except BrokenProcessPool:
+                    found.add(waiting.pop(0).key)
+        return found
 
 
 def _small(units: Sequence[Unit]) -> bool:

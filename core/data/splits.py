@@ -48,22 +48,20 @@ class _Cluster:
 def assign(members: Sequence[Member], config: PrepareConfig, seed: int) -> list[Split]:
     """The split of each member.
 
-    Given splits are kept. What has none is split by the recipe's fractions; a source that names its own test split
-    keeps it whole, and validation is then taken from its training part. Unlabelled items are never test items.
+    Given splits are kept; a test or validation split that the source does not give is taken from its training part
+    by the recipe's fraction. Unlabelled items are never taken for testing.
 
     Raises:
         UserError: if a given split divides a group and the recipe does not allow for that.
     """
     clusters = _clusters(members, config, seed)
-    given = {cluster.split for cluster in clusters}
-    free = [cluster for cluster in clusters if cluster.split is None]
-    if given == {None}:
-        _take(free, "test", config.test_fraction, labelled_only=True)
-    for cluster in free:
+    given = {member.split for member in members}
+    for cluster in clusters:
         cluster.split = cluster.split or "train"
+    if "test" not in given:
+        _take(_training(clusters), "test", config.test_fraction, labelled_only=True)
     if "val" not in given:
-        train = [cluster for cluster in clusters if cluster.split == "train"]
-        _take(train, "val", config.val_fraction, labelled_only=False)
+        _take(_training(clusters), "val", config.val_fraction, labelled_only=False)
         _never_empty(clusters)
     splits: list[Split] = ["train"] * len(members)
     for cluster in clusters:
@@ -130,26 +128,48 @@ def _refuse_divided(members: Sequence[Member], config: PrepareConfig) -> None:
         )
 
 
+def _training(clusters: Sequence[_Cluster]) -> list[_Cluster]:
+    return [cluster for cluster in clusters if cluster.split == "train"]
+
+
 def _take(clusters: list[_Cluster], split: Split, fraction: float, *, labelled_only: bool) -> None:
     """Give ``fraction`` of the items of every stratum to ``split``; something of each stratum stays."""
     strata: dict[Hashable, list[_Cluster]] = {}
     for cluster in clusters:
-        strata.setdefault(cluster.stratum, []).append(cluster)
-    for stratum, members in strata.items():
-        if stratum is None and labelled_only:
-            continue
-        wanted, left = round(fraction * sum(c.size for c in members)), len(members)
-        for cluster in members:
-            # A group that would overshoot by more than it fills stays where it is.
-            if wanted >= (cluster.size + 1) // 2 and wanted > 0 and left > 1:
-                cluster.split = split
-                wanted -= cluster.size
-                left -= 1
+        if cluster.stratum is not None or not labelled_only:
+            strata.setdefault(cluster.stratum, []).append(cluster)
+    short: list[tuple[float, int, list[_Cluster]]] = []
+    for members in strata.values():
+        quota = fraction * sum(cluster.size for cluster in members)
+        got = _fill(members, split, round(quota))
+        short.append((quota - got, members[0].order, members))
+    # In strata too small for a whole item each, rounding must not leave the split without any of them.
+    missing = round(sum(lack for lack, _, _ in short))
+    for _, _, members in sorted(short, key=lambda s: (-s[0], s[1])):
+        if missing > 0:
+            missing -= _fill([cluster for cluster in members if cluster.split == "train"], split, 1)
+
+
+def _fill(clusters: Sequence[_Cluster], split: Split, wanted: int) -> int:
+    """Move about ``wanted`` items to ``split``, never the last cluster, and say how many they were.
+
+    Clusters that fit go in random order: largest first would test on the largest groups only. Where none fits any
+    more, the smallest goes if it overshoots by no more than it fills.
+    """
+    got, spare = 0, len(clusters) - 1
+    for cluster in clusters:
+        if cluster.size <= wanted - got and spare:
+            cluster.split, got, spare = split, got + cluster.size, spare - 1
+    rest = [cluster for cluster in clusters if cluster.split != split]
+    smallest = min(rest, key=lambda c: (c.size, c.order), default=None)
+    if smallest and spare and wanted > got and (smallest.size + 1) // 2 <= wanted - got:
+        smallest.split, got = split, got + smallest.size
+    return got
 
 
 def _never_empty(clusters: list[_Cluster]) -> None:
     """Take the smallest cluster of the largest stratum for validation where rounding left none."""
-    train = [cluster for cluster in clusters if cluster.split == "train"]
+    train = _training(clusters)
     strata = Counter(cluster.stratum for cluster in train)
     spare = [cluster for cluster in train if strata[cluster.stratum] > 1]
     if any(cluster.split == "val" for cluster in clusters) or not spare:

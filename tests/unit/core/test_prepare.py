@@ -1,21 +1,26 @@
 """Preparation: what is read, what is not, and that nothing depends on how often it was interrupted."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from core.config import ComputeConfig, PluginSettings, PrepareConfig, Recipe, TaskConfig
-from core.data import readers
+from core.data import readers, shards
 from core.data.prepare import prepare
+from core.data.sources import discover
 from core.data.store import PreparedStore
 from core.errors import StageError, Stopped, UserError
+from core.modality import Unreadable
 from core.tracking import NullTracker
 from core.workspace import Home
 
@@ -23,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from signals import Signals, SignalSettings, write
 
 
-def run(source, home, *, should_stop=lambda: False, workers=None, task=None, **settings):
+def run(source, home, *, should_stop=lambda: False, workers=None, task=None, plugin=Signals, **settings):
     recipe = Recipe(
         modality="signals",
         data=PluginSettings(),
@@ -37,7 +42,7 @@ def run(source, home, *, should_stop=lambda: False, workers=None, task=None, **s
     record = prepare(
         recipe,
         str(source),
-        plugin=Signals(SignalSettings(), "evaluate"),
+        plugin=plugin(SignalSettings(), "evaluate"),
         home=place,
         workdir=folder,
         digest="d",
@@ -200,21 +205,147 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(tmp_path):
     assert kills >= 2
     _, resumed = run(tmp_path / "source", tmp_path / "killed", shard_items=4)
     _, whole = run(tmp_path / "source", tmp_path / "whole", shard_items=4)
-    assert {k: v for k, v in files(resumed).items() if not k.endswith(".tmp")} == files(whole)
+    assert files(resumed) == files(whole)
+    assert not list((tmp_path / "killed/prepared/shards").glob("*.reading"))
+
+
+def in_a_process(source, home, **settings):
+    """Exit status of preparing in a process of its own."""
+    code = f"""
+        import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}
+        from pathlib import Path
+        from test_prepare import run
+        if __name__ == "__main__":
+            run(Path({str(source)!r}), Path({str(home)!r}), **{settings!r})
+    """
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False).returncode
+
+
+def test_a_small_source_survives_a_killer_at_the_second_attempt(tmp_path):
+    write(tmp_path / "source", 12)
+    np.save(tmp_path / "source/c1/killer.npy", np.zeros((2, 16)))
+    assert in_a_process(tmp_path / "source", tmp_path / "home") == 9
+    assert in_a_process(tmp_path / "source", tmp_path / "home") == 0
+    card = json.loads((tmp_path / "home/prepared/d.partial/card.json").read_text())
+    assert [bad["file"] for bad in card["unreadable"]] == ["c1/killer.npy"]
+    assert sum(card["counts"].values()) == 12
+
+
+class Stillborn(Signals):
+    """Ends every child process before it reads."""
+
+    def __setstate__(self, state):
+        os._exit(3)
+
+
+def test_processes_that_never_read_end_with_the_likely_reasons(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setattr(readers, "SMALL_ITEMS", 1)
+    write(tmp_path / "source", 3)
+    from test_prepare import Stillborn  # A child process imports it by this name.
+
+    plugin = Stillborn(SignalSettings(), "evaluate")
+    (unit,) = shards.plan(list(plugin.discover(str(tmp_path / "source"))), plugin, 10)
+    with pytest.raises(StageError, match="die before they read anything"):
+        readers.Readers(plugin, tmp_path, 1, lambda _: None, lambda: False).run([unit])
+
+
+class Locked(Signals):
+    """Cannot read what has no key yet: nothing in the source changes when there is one."""
+
+    def read(self, item):
+        if not (Path(item.path).parents[2] / "key").exists():
+            raise Unreadable("permission denied")
+        return super().read(item)
+
+
+def test_what_could_not_be_read_is_tried_again_after_a_failure(tmp_path):
+    write(tmp_path / "source", 20)
+    with pytest.raises(StageError, match=r"none of the 20 items could be read:\n.*permission denied"):
+        run(tmp_path / "source", tmp_path / "home", plugin=Locked)
+    (tmp_path / "key").touch()
+    record, _ = run(tmp_path / "source", tmp_path / "home", plugin=Locked)
+    assert record.unreadable == 0
+
+
+def test_a_full_disk_is_told_before_anything_is_read(tmp_path):
+    write(tmp_path / "source", 3)
+    with (tmp_path / "source/c0/huge.npy").open("wb") as sparse:
+        sparse.truncate(8 * 2**40)
+    with pytest.raises(UserError, match=r"may need 16384.0 GiB in .*/home/.* has .* GiB free; make room, or set"):
+        run(tmp_path / "source", tmp_path / "home")
+    assert not list((tmp_path / "home/prepared/shards").iterdir())
+
+
+def test_names_that_are_not_utf8_are_escaped(tmp_path):
+    write(tmp_path / "source", 12)
+    folder = os.fsencode(tmp_path / "source/c0")
+    (tmp_path / "source/c0/s0000.npy").rename(os.fsdecode(folder + b"/caf\xe9.npy"))
+    record, folder = run(tmp_path / "source", tmp_path / "home")
+    assert record.unreadable == 0
+    assert "c0/caf\\xe9.npy" in PreparedStore.open(folder).keys
+
+
+def test_datasets_never_share_shards_however_alike_their_rows(tmp_path):
+    from datasets import Dataset
+
+    digests = []
+    for number in range(2):
+        Dataset.from_dict({"array": [[number, number]] * 4}).save_to_disk(str(tmp_path / f"data{number}"))
+        items = discover(str(tmp_path / f"data{number}"), frozenset(), lambda _: False)
+        digests.append([u.digest for u in shards.plan(items, Signals(SignalSettings(), "evaluate"), 10)])
+    assert digests[0] != digests[1]
+
+
+class Twice(Signals):
+    """Gives two records one key."""
+
+    def read(self, item):
+        return [*super().read(item), *super().read(item)]
+
+
+class Halves(Signals):
+    """Gives each half of a signal as a record of its own."""
+
+    def read(self, item):
+        (whole,) = super().read(item)
+        return [replace(whole, key=f"{item.key}#{half}") for half in range(2)]
+
+
+def test_several_records_of_an_item_stay_together_and_need_their_own_keys(tmp_path):
+    write(tmp_path / "source", 30)
+    record, folder = run(tmp_path / "source", tmp_path / "home", plugin=Halves)
+    store = PreparedStore.open(folder)
+    assert record.duplicates == 0
+    assert len(store) == 60
+    for split in ("train", "val", "test"):
+        keys = {store.keys[i].partition("#")[0] for i in store.ids(split)}
+        assert len(store.ids(split)) == 2 * len(keys)
+    with pytest.raises(StageError, match=r"2 records the key 'c\d/s\d+.npy'"):
+        run(tmp_path / "source", tmp_path / "other", plugin=Twice)
+
+
+def test_a_shard_without_rows_opens_with_hugging_face_datasets(tmp_path):
+    from datasets import load_from_disk
+
+    write(tmp_path / "source", 20)
+    for number in range(10):
+        (tmp_path / f"source/c0/bad{number}.npy").write_text("no array")
+    _, folder = run(tmp_path / "source", tmp_path / "home", shard_items=1, max_unreadable=0.5)
+    sizes = [sum(b.num_rows for b in pa.ipc.open_stream(f.read_bytes())) for f in folder.glob("*.arrow")]
+    assert 0 in sizes
+    assert len(load_from_disk(str(folder))) == 20
+
+
+def test_test_items_only_leave_features_as_they_are(tmp_path):
+    write(tmp_path / "source/test", 12)
+    record, _ = run(tmp_path / "source", tmp_path / "home")
+    assert record.counts == {"train": 0, "val": 0, "test": 12}
+    assert record.statistics.mean == (0.0, 0.0)
+    assert record.statistics.std == (1.0, 1.0)
 
 
 def test_labels_that_do_not_suit_the_task_are_named(tmp_path):
     write(tmp_path / "source", 10)
     with pytest.raises(UserError, match="regression task met the label 'c0'"):
         run(tmp_path / "source", tmp_path / "home", task=TaskConfig(kind="regression"))
-
-
-def test_a_row_is_quick_to_fetch(tmp_path):
-    write(tmp_path / "source", 64)
-    _, folder = run(tmp_path / "source", tmp_path / "home")
-    store = PreparedStore.open(folder)
-    ids = np.random.default_rng(0).integers(0, 64, 2000)
-    store.rows(ids)
-    start = time.perf_counter()
-    store.rows(ids)
-    assert (time.perf_counter() - start) / 2000 < 1e-3

@@ -69,6 +69,32 @@ def test_given_splits_are_kept_and_validation_comes_from_training():
     assert Counter(result[40:]) == {"train": 48, "val": 12}
 
 
+def test_a_source_of_training_items_only_gets_all_three_splits():
+    result = split([member(i, i % 2, split="train") for i in range(100)])
+    assert Counter(result) == {"train": 72, "val": 8, "test": 20}
+
+
+def test_a_given_validation_split_is_kept_where_test_items_are_taken():
+    result = split([member(i, i % 2, split="val" if i < 20 else "train") for i in range(120)])
+    assert set(result[:20]) == {"val"}
+    assert Counter(result[20:]) == {"train": 80, "test": 20}
+
+
+def test_classes_too_small_for_a_whole_item_still_give_their_share_together():
+    members = [member(i, i % 20) for i in range(80)]
+    result = split(members, val_fraction=0.1, test_fraction=0)
+    assert Counter(result) == {"train": 72, "val": 8}
+    assert max(Counter(m.target for m, s in zip(members, result, strict=True) if s == "val").values()) == 1
+
+
+def test_groups_of_all_sizes_give_about_the_fraction():
+    sizes = [1, 1, 1, 2, 3, 5, 8, 13, 21, 34]
+    groups = [group for group, size in enumerate(sizes) for _ in range(size)]
+    members = [member(i, 0, f"g{group}") for i, group in enumerate(groups)]
+    result = split(members, test_fraction=0.25, val_fraction=0)
+    assert abs(Counter(result)["test"] - round(0.25 * len(members))) <= 1
+
+
 def test_unlabelled_items_are_never_test_items():
     result = split([member(i) for i in range(100)])
     assert Counter(result) == {"train": 90, "val": 10}
