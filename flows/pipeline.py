@@ -26,6 +26,7 @@ from core.workspace import Home
 from flows import console, reports, stages
 from infra import settings
 from infra.records import RunRecords
+from infra.watchdog import guard_children
 
 
 class DataSource(Config):
@@ -95,6 +96,7 @@ def parameters(recipe: Recipe, sources: Sequence[DataSource], labelled: str | No
 
 def run(recipe: Recipe, sources: Sequence[DataSource], labelled: str | None, home: Path) -> dict[str, Any]:
     """The body of the flow; call it inside one."""
+    guard_children("prefect.server")
     records = RunRecords(home, recipe, _links())
     context = stages.Context(Home.create(home), recipe, records)
     records.open()

@@ -17,6 +17,7 @@ from flows import console, stages
 from flows.pipeline import DataSource, parameters, pipeline
 from infra import settings
 from infra.records import RunRecords
+from infra.watchdog import guard_children
 
 
 def run_pipeline(recipe: Recipe, sources: Sequence[DataSource], labelled: str | None, home: Path) -> None:
@@ -68,6 +69,7 @@ def one_stage(stage: str, recipe: dict[str, Any], home: str, inputs: dict[str, s
     """
     from core.recipes import resolve
 
+    guard_children("prefect.server")
     resolved = resolve(recipe, "of the flow")
     records = RunRecords(Path(home), resolved)
     context = stages.Context(Home.create(Path(home)), resolved, records)
