@@ -1,9 +1,10 @@
 """Tasks: what a target looks like, the width of the head, the loss and the metrics. Chosen by the recipe."""
 
+import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -14,11 +15,16 @@ from core.records import Target
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
 
-def encode_targets(raw: Sequence[Any], config: TaskConfig) -> tuple[Target | None, list[Any]]:
+
+def encode_targets(
+    raw: Sequence[Any], config: TaskConfig, keys: Sequence[str] | None = None
+) -> tuple[Target | None, list[Any]]:
     """What the items are labelled with, and their encoded targets: int, 0/1 list, list of floats, or None.
 
-    Classes are sorted as people sort them, numbers by value.
+    Classes are sorted as people sort them, numbers by value; the order depends on nothing but the names.
+    Errors call an item by its entry in ``keys``, or by its place where there are none.
 
     Raises:
         UserError: if a label does not suit the task.
@@ -26,16 +32,14 @@ def encode_targets(raw: Sequence[Any], config: TaskConfig) -> tuple[Target | Non
     if all(label is None for label in raw):
         return None, [None] * len(raw)
     if config.kind is TaskKind.REGRESSION:
-        numbers = [None if label is None else _numbers(label) for label in raw]
-        widths = {len(n) for n in numbers if n is not None}
-        if len(widths) > 1:
-            raise UserError(f"regression targets have different lengths: {sorted(widths)}")
-        return Target(task=config, outputs=widths.pop()), numbers
+        numbers = _read(raw, _numbers, keys)
+        return Target(task=config, outputs=_one_length(numbers, keys)), numbers
     several = config.kind is TaskKind.MULTI
-    names = [None if label is None else _names(label, several=several) for label in raw]
-    classes = sorted({name for given in names if given for name in given}, key=_natural)
-    if not several and len(classes) < 2:
-        raise UserError(f"a single_label task needs at least two classes, the source has {classes}")
+    names = _read(raw, lambda label: _names(label, several=several), keys)
+    classes = _sorted({name for given in names if given for name in given})
+    if len(classes) < (1 if several else 2):
+        least = "one class" if several else "two classes"
+        raise UserError(f"a {config.kind} task needs at least {least}, the source has {classes}")
     place = {name: number for number, name in enumerate(classes)}
     target = Target(task=config, classes=tuple(classes), outputs=len(classes))
     if several:
@@ -43,25 +47,69 @@ def encode_targets(raw: Sequence[Any], config: TaskConfig) -> tuple[Target | Non
     return target, [None if given is None else place[given[0]] for given in names]
 
 
+def _read(raw: Sequence[Any], reader: Callable[[Any], T], keys: Sequence[str] | None) -> list[T | None]:
+    """Each label through ``reader``, whose errors get the name of the item."""
+
+    def one(number: int) -> T | None:
+        try:
+            return None if raw[number] is None else reader(raw[number])
+        except UserError as error:
+            raise UserError(f"{_item(number, keys)}: {error}") from None
+
+    return [one(number) for number in range(len(raw))]
+
+
+def _item(number: int, keys: Sequence[str] | None) -> str:
+    return f"item {keys[number]!r}" if keys else f"item {number + 1}"
+
+
 def _names(label: Any, *, several: bool) -> list[str]:
     given = label if isinstance(label, (list, tuple)) else str(label).split("|") if several else [label]
-    if not several and len(given) != 1:
+    if any(isinstance(name, float) and math.isnan(name) for name in given):
+        raise UserError("its label is NaN; leave the label out where an item has none")
+    names = [text for name in given if (text := str(name).strip())]
+    if not several and not names:
+        raise UserError("its label is blank; leave the label out where an item has none")
+    if not several and len(names) > 1:
         raise UserError(f"a single_label task met the label {label!r}; set task.kind=multi_label for several classes")
-    return [str(name).strip() for name in given if str(name).strip()]
+    return names
 
 
 def _numbers(label: Any) -> list[float]:
     given = label if isinstance(label, (list, tuple)) else str(label).split("|")
     try:
-        return [float(number) for number in given]
+        numbers = [float(number) for number in given]
     except (TypeError, ValueError):
         raise UserError(f"a regression task met the label {label!r}, which is no number") from None
+    if not numbers or not all(math.isfinite(number) for number in numbers):
+        raise UserError(f"a regression task met the label {label!r}, which is no finite number; leave it out")
+    return numbers
+
+
+def _one_length(numbers: Sequence[list[float] | None], keys: Sequence[str] | None) -> int:
+    """How many numbers every labelled item has."""
+    lengths = {number: len(given) for number, given in enumerate(numbers) if given is not None}
+    first, length = next(iter(lengths.items()))
+    for number, other in lengths.items():
+        if other != length:
+            raise UserError(
+                f"regression targets have different lengths: {_item(first, keys)} has {length}, "
+                f"{_item(number, keys)} has {other}; give every labelled item as many"
+            )
+    return length
+
+
+def _sorted(names: Iterable[str]) -> list[str]:
+    """Names by value if all are numbers, else so that 2 comes before 10; ties ("1", "01") by spelling."""
+    given = list(names)
+    if all(re.fullmatch(r"[+-]?\d+(\.\d+)?", name) for name in given):
+        return sorted(given, key=lambda name: (float(name), name))
+    return sorted(given, key=lambda name: (_natural(name), name))
 
 
 def _natural(name: str) -> list[tuple[int, float, str]]:
-    """Sort key that puts 2 before 10."""
     parts = re.split(r"(\d+)", name)
-    return [(0, float(part), "") if part.isdigit() else (1, 0.0, part) for part in parts if part]
+    return [(0, float(part), "") if part.isdecimal() else (1, 0.0, part) for part in parts if part]
 
 
 class Task(ABC):
@@ -89,6 +137,10 @@ class Task(ABC):
     @abstractmethod
     def loss(self, logits: "Tensor", target: "Tensor", *, weights: "Tensor | None", smoothing: float) -> "Tensor":
         """A scalar on the device, without waiting for it; ``weights`` (outputs,) weigh the classes."""
+
+    @abstractmethod
+    def predictions(self, logits: "Tensor") -> "Tensor":
+        """What the model says: classes (N,), 0/1 (N, outputs), or numbers (N, outputs)."""
 
     @abstractmethod
     def metrics(self, logits: "Tensor", target: "Tensor") -> dict[str, float]:
@@ -121,6 +173,10 @@ class SingleLabel(Task):
         from torch.nn.functional import cross_entropy
 
         return cross_entropy(logits, target, weight=weights, label_smoothing=smoothing)
+
+    def predictions(self, logits: "Tensor") -> "Tensor":
+        """The class of the largest logit, (N,) int64."""
+        return logits.argmax(dim=1)
 
     def metrics(self, logits: "Tensor", target: "Tensor") -> dict[str, float]:
         """Top-1 and, with more than five classes, top-5 accuracy."""
@@ -157,17 +213,27 @@ class MultiLabel(Task):
 
         return loss(logits, target * (1 - smoothing) + 0.5 * smoothing, pos_weight=weights)
 
+    def predictions(self, logits: "Tensor") -> "Tensor":
+        """1 where a class is likelier than not, (N, outputs) int64."""
+        return (logits > 0).long()
+
     def metrics(self, logits: "Tensor", target: "Tensor") -> dict[str, float]:
-        """Mean average precision and mean AUROC over the classes that have both kinds of items."""
-        from sklearn.metrics import average_precision_score, roc_auc_score
+        """Mean average precision, AUROC and F1 over the classes that have both kinds of items, and their number.
+
+        F1 takes logits, whose threshold is 0; the other two take any scores that rank.
+        """
+        from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
         scores, truth = logits.float().numpy(), target.numpy()
         defined = [c for c in range(self.outputs) if 0 < truth[:, c].sum() < len(truth)]
         if not defined:
-            return {"map": 0.0, "auroc": 0.5, "classes_scored": 0.0}
+            return {"map": 0.0, "auroc": 0.5, "f1": 0.0, "classes_scored": 0.0}
         precision = [average_precision_score(truth[:, c], scores[:, c]) for c in defined]
         area = [roc_auc_score(truth[:, c], scores[:, c]) for c in defined]
-        return {"map": float(np.mean(precision)), "auroc": float(np.mean(area)), "classes_scored": float(len(defined))}
+        said = self.predictions(logits).numpy()
+        f1 = [f1_score(truth[:, c], said[:, c], zero_division=0) for c in defined]
+        means = {"map": precision, "auroc": area, "f1": f1}
+        return {name: float(np.mean(v)) for name, v in means.items()} | {"classes_scored": float(len(defined))}
 
     def _balanced(self, targets: Sequence[Any]) -> "Tensor | None":
         import torch
@@ -193,6 +259,10 @@ class Regression(Task):
         from torch.nn.functional import mse_loss
 
         return mse_loss(logits, target)
+
+    def predictions(self, logits: "Tensor") -> "Tensor":
+        """The outputs themselves, (N, outputs)."""
+        return logits
 
     def metrics(self, logits: "Tensor", target: "Tensor") -> dict[str, float]:
         """R squared, mean absolute and root mean squared error, over all outputs."""

@@ -1,5 +1,7 @@
 """Tasks, metrics and probes against independent implementations."""
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,25 @@ def test_classes_are_sorted_as_people_sort():
     assert encoded == [1, 0, 2, None, 3]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("001", "01", "1", "2"),
+        ("-2", "-1", "0.25", "0.5", "10"),
+        ("5", "5²", "x5", "²"),
+        ("1a", "01a", "a"),
+    ],
+)
+def test_the_order_of_classes_depends_on_their_names_alone(names):
+    orders = {encode_targets(list(given), TaskConfig())[0].classes for given in permutations(names)}
+    assert len(orders) == 1
+
+
+def test_numbers_are_sorted_by_value():
+    names = ["10", "0.5", "-1", "0.25", "-2"]
+    assert encode_targets(names, TaskConfig())[0].classes == ("-2", "-1", "0.25", "0.5", "10")
+
+
 def test_several_labels_per_item():
     target, encoded = encode_targets(["b|a", ["c"], None, "a"], TaskConfig(kind="multi_label"))
     assert target.classes == ("a", "b", "c")
@@ -42,12 +63,22 @@ def test_numbers():
         ("single_label", [["a", "b"], "a"], "multi_label"),
         ("single_label", ["a", "a"], "at least two classes"),
         ("regression", ["tall"], "'tall', which is no number"),
-        ("regression", ["1|2", "1"], "different lengths"),
+        ("regression", ["1|2", "1"], "different lengths: item 1 has 2, item 2 has 1"),
+        ("regression", ["1", "nan"], "item 2: .*no finite number"),
+        ("regression", ["1", []], "item 2: .*no finite number"),
+        ("single_label", ["a", None, " "], "item 3: its label is blank"),
+        ("single_label", ["a", "b", float("nan")], "item 3: its label is NaN"),
+        ("multi_label", [[], ""], "at least one class"),
     ],
 )
 def test_unsuitable_labels_are_refused(kind, raw, message):
     with pytest.raises(UserError, match=message):
         encode_targets(raw, TaskConfig(kind=kind))
+
+
+def test_a_bad_label_is_named_by_the_key_of_its_item():
+    with pytest.raises(UserError, match=r"item 'scans/b\.png'.*'tall'"):
+        encode_targets(["1", "tall"], TaskConfig(kind="regression"), ["scans/a.png", "scans/b.png"])
 
 
 def test_no_labels_at_all():
@@ -70,6 +101,8 @@ def test_multi_label_metrics_leave_out_undefined_classes():
     got = kind.metrics(torch.from_numpy(scores), torch.from_numpy(truth))
     assert got["map"] == pytest.approx(reference.average_precision_score(truth[:, :3], scores[:, :3]))
     assert got["auroc"] == pytest.approx(reference.roc_auc_score(truth[:, :3], scores[:, :3]))
+    f1 = reference.f1_score(truth[:, :3], scores[:, :3] > 0, average="macro")
+    assert got["f1"] == pytest.approx(f1)
     assert got["classes_scored"] == 3
 
 
@@ -95,6 +128,33 @@ def test_soft_targets_of_mixing_are_taken():
     hard = kind.loss(logits, torch.tensor([0, 1, 1, 0]), weights=None, smoothing=0.0)
     soft = torch.nn.functional.one_hot(torch.tensor([0, 1, 1, 0]), 2).float()
     assert torch.allclose(hard, kind.loss(logits, soft, weights=None, smoothing=0.0))
+
+
+@pytest.mark.parametrize("kind", ["single_label", "multi_label", "regression"])
+def test_the_headline_comes_first_and_the_loss_falls_towards_the_truth(kind):
+    labels = {"single_label": ["a", "b", "a"], "multi_label": ["a", "b", "a|b"], "regression": [1.0, 2.0, 4.0]}[kind]
+    one, encoded = task(kind, labels)
+    target = one.tensor(encoded)
+    votes = torch.nn.functional.one_hot(target, 2) if target.ndim == 1 else target
+    logits = target if kind == "regression" else votes * 8.0 - 4
+    assert next(iter(one.metrics(logits, target))) == one.headline
+    assert one.metrics(logits, target)[one.headline] == pytest.approx(1.0)
+    loss = one.loss(logits, target, weights=None, smoothing=0.0)
+    assert loss < one.loss(-logits, target, weights=None, smoothing=0.0)
+    assert torch.equal(one.predictions(logits).to(target.dtype), target)
+
+
+@pytest.mark.parametrize("kind", ["single_label", "multi_label", "regression"])
+def test_no_loss_waits_for_the_device(kind):
+    """A fake tensor has no values, so that any look at one raises."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    one, encoded = task(kind, {"regression": [1.0, 2.0]}.get(kind, ["a", "b"]))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        logits = torch.randn(2, one.outputs, requires_grad=True)
+        loss = one.loss(logits, one.tensor(encoded), weights=torch.ones(one.outputs), smoothing=0.1)
+        loss.backward()
+    assert loss.shape == ()
 
 
 def test_confusion_and_per_class():
