@@ -1,74 +1,34 @@
 """Preparation: a source is read once into shards; splits, statistics and the card follow from what was read."""
 
 import errno
-import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import parquet
 
 from core.config import Recipe
 from core.data import shards
-from core.data.card import SHOWN, class_counts, write_card
+from core.data.card import SHOWN, write_card
+from core.data.facts import Facts, gather, unreadable_of
+from core.data.folder import describe_for_datasets, link_shards, write_index
 from core.data.readers import Readers
-from core.data.shards import Result, Row, Unit
+from core.data.shards import Result, Unit
 from core.data.sources import kind_of
-from core.data.splits import Member, assign
 from core.data.statistics import measure
-from core.data.store import INDEX_FILE, PreparedStore
+from core.data.store import PreparedStore
 from core.errors import StageError, UserError
-from core.modality import Item, Modality, Split
-from core.records import Geometry, PreparedData, Statistics, Target
-from core.tasks import encode_targets
+from core.modality import Item, Modality
+from core.records import Geometry, PreparedData, Statistics
 from core.tracking import Tracker
-from core.workspace import Home, digest_of, write_bytes, write_text
+from core.workspace import Home
 
-SPLITS = ("train", "val", "test")
 DISK_FACTOR = 2.0
 """Shards are taken to need at most this many times the bytes of the source."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is known of a source once all of it is read."""
-
-    rows: list[Row]
-    target: Target | None
-    targets: list[Any]
-    """Encoded, one per row."""
-    splits: list[Split]
-    repeated: list[bool]
-    """Whether a row's content stands in an earlier row."""
-    unreadable: list[tuple[str, str]]
-    bytes: int
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Items by split."""
-        return _count(self.splits)
-
-    @property
-    def labelled(self) -> dict[str, int]:
-        """Labelled items by split."""
-        return _count([s for s, t in zip(self.splits, self.targets, strict=True) if t is not None])
-
-    @property
-    def data_digest(self) -> str:
-        """Hash over the contents."""
-        return digest_of("data", sorted(row.content for row in self.rows))
-
-    @property
-    def classes(self) -> dict[str, dict[str, int]]:
-        """Items of each class by split."""
-        known = self.target is not None and bool(self.target.classes)
-        return class_counts(self.target.classes, self.targets, self.splits) if known and self.target else {}
 
 
 def prepare(
@@ -97,9 +57,9 @@ def prepare(
     results = _read(units, plugin, folder, recipe, tracker, should_stop)
     _enough(units, results, recipe.prepare.max_unreadable, folder)
     facts = gather(results, recipe)
-    _link(units, folder, workdir)
-    _write_index(workdir, facts)
-    _describe_for_datasets(workdir, [unit.digest for unit in units])
+    link_shards(units, folder, workdir)
+    write_index(workdir, facts)
+    describe_for_datasets(workdir, [unit.digest for unit in units])
     store = PreparedStore.open(workdir)
     statistics = measure(store, store.ids("train"), plugin)
     write_card(workdir, _card(facts, statistics, items, source))
@@ -171,7 +131,7 @@ def _enough(units: Sequence[Unit], results: Sequence[Result], limit: float, fold
         StageError: if nothing, or too little of the items, could be read.
     """
     found = sum(len(unit.items) for unit in units)
-    unreadable = _unreadable(results)
+    unreadable = unreadable_of(results)
     if len(unreadable) < found and len(unreadable) <= limit * found:
         return
     for unit, result in zip(units, results, strict=True):
@@ -183,94 +143,6 @@ def _enough(units: Sequence[Unit], results: Sequence[Result], limit: float, fold
     verb = "could be read" if len(unreadable) == found else "could not be read"
     hint = "" if len(unreadable) == found else f"\nraise prepare.max_unreadable above {limit} to go on without them"
     raise StageError(f"{what} {found} items {verb}:\n{shown}{more}{hint}")
-
-
-def _unreadable(results: Sequence[Result]) -> list[tuple[str, str]]:
-    return sorted(pair for result in results for pair in result.unreadable)
-
-
-def gather(results: Sequence[Result], recipe: Recipe) -> Facts:
-    """Targets, splits and duplicates of everything that was read.
-
-    Raises:
-        StageError: if the plugin gave two records one key.
-        UserError: if a label does not suit the task, or a given split divides a group.
-    """
-    rows = [row for result in results for row in result.rows]
-    _one_key_each(rows)
-    target, targets = encode_targets([row.target for row in rows], recipe.task)
-    members = [
-        Member(row.key, encoded, row.group, row.split, row.content)  # type: ignore[arg-type]  # a Split, from the item
-        for row, encoded in zip(rows, targets, strict=True)
-    ]
-    splits = assign(members, recipe.prepare, recipe.seed)
-    size = sum(result.bytes for result in results)
-    return Facts(rows, target, targets, splits, _repeated(rows), _unreadable(results), size)
-
-
-def _one_key_each(rows: Sequence[Row]) -> None:
-    """Random views are drawn by key, and cards and splits name items by it."""
-    key, times = Counter(row.key for row in rows).most_common(1)[0]
-    if times > 1:
-        raise StageError(f"the plugin gave {times} records the key {key!r}; its `read` must give each its own")
-
-
-def _repeated(rows: Sequence[Row]) -> list[bool]:
-    """By key, so that it does not depend on the order of shards; several records of one item do not count."""
-    first: dict[str, str] = {}
-    for row in sorted(rows, key=lambda row: row.key):
-        first.setdefault(row.content, row.item)
-    return [first[row.content] != row.item for row in rows]
-
-
-def _link(units: Sequence[Unit], folder: Path, workdir: Path) -> None:
-    """Shards appear in the prepared folder by hard link, so that it is whole by itself."""
-    for old in workdir.glob("data-*.arrow"):
-        old.unlink()
-    for number, unit in enumerate(units):
-        origin, target = shards.arrow_file(folder, unit.digest), workdir / f"data-{number:05d}.arrow"
-        try:
-            target.hardlink_to(origin)
-        except OSError:
-            shutil.copyfile(origin, target)
-
-
-def _write_index(workdir: Path, facts: Facts) -> None:
-    columns = {
-        "key": pa.array([row.key for row in facts.rows], pa.string()),
-        "group": pa.array([row.group for row in facts.rows], pa.string()),
-        "split": pa.array(facts.splits, pa.string()),
-        "target": pa.array([None if t is None else json.dumps(t) for t in facts.targets], pa.string()),
-        "content": pa.array([row.content for row in facts.rows], pa.string()),
-        "repeated": pa.array(facts.repeated, pa.bool_()),
-    }
-    out = pa.BufferOutputStream()
-    parquet.write_table(pa.table(columns), out)
-    write_bytes(workdir / INDEX_FILE, out.getvalue().to_pybytes())
-
-
-def _describe_for_datasets(workdir: Path, digests: Sequence[str]) -> None:
-    """The two files with which ``datasets.load_from_disk`` opens the folder."""
-
-    def value(dtype: str) -> dict[str, str]:
-        return {"dtype": dtype, "_type": "Value"}
-
-    shape = {"feature": value("int32"), "_type": "List"}
-    texts = {name: value("string") for name in ("key", "codec", "dtype", "meta")}
-    types = texts | {"payload": value("large_binary"), "shape": shape}
-    features = {name: types[name] for name in shards.SHARD_SCHEMA.names}
-    files = [{"filename": f"data-{number:05d}.arrow"} for number in range(len(digests))]
-    state: dict[str, Any] = {
-        "_data_files": files,
-        "_fingerprint": digest_of("rows", list(digests)),
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": None,
-    }
-    write_text(workdir / "dataset_info.json", json.dumps({"features": features}, indent=1) + "\n")
-    write_text(workdir / "state.json", json.dumps(state, indent=1) + "\n")
 
 
 def _source_kind(source: str) -> str:
@@ -329,8 +201,3 @@ def _record(
         duplicates=sum(facts.repeated),
         bytes=facts.bytes,
     )
-
-
-def _count(splits: Sequence[str]) -> dict[str, int]:
-    counts = Counter(splits)
-    return {split: counts[split] for split in SPLITS}
