@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from modalities.image.config import AffineConfig, AugmentConfig
 
-Box = tuple[float, float, float, float]
+Box = tuple[int, int, int, int]
 """Left, upper, right, lower, in pixels."""
 
 
@@ -27,7 +27,7 @@ def crop_box(size: tuple[int, int], settings: AugmentConfig, rng: np.random.Gene
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             left, upper = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
-            return float(left), float(upper), float(left + w), float(upper + h)
+            return left, upper, left + w, upper + h
     return centre_box(size, (height, width), 1.0)
 
 
@@ -36,8 +36,9 @@ def centre_box(size: tuple[int, int], target: tuple[int, int], share: float) -> 
     width, height = size
     aspect = target[1] / target[0]
     w, h = (width, width / aspect) if width / height < aspect else (height * aspect, height)
-    w, h = w * share, h * share
-    return (width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2
+    w, h = max(1, round(w * share)), max(1, round(h * share))
+    left, upper = (width - w) // 2, (height - h) // 2
+    return left, upper, left + w, upper + h
 
 
 def affine(picture: Image.Image, settings: AffineConfig, rng: np.random.Generator) -> Image.Image:
@@ -69,17 +70,22 @@ def rand_augment(picture: Image.Image, policy: str, rng: np.random.Generator) ->
     return out
 
 
-def resize_array(pixels: NDArray[Any], box: Box, size: tuple[int, int]) -> NDArray[Any]:
-    """``box`` of an (H, W, C) array, resized bicubically to ``size`` (height, width), channel by channel."""
-    planes = [
-        Image.fromarray(pixels[..., c].astype(np.float32)).resize(size[::-1], Image.Resampling.BICUBIC, box=box)
-        for c in range(pixels.shape[2])
-    ]
-    out = np.stack([np.asarray(plane) for plane in planes], axis=-1)
-    if pixels.dtype.kind == "f":
-        return out.astype(np.float32)
-    limits = np.iinfo(pixels.dtype)
-    return np.clip(np.round(out), limits.min, limits.max).astype(pixels.dtype)
+def resize(pixels: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
+    """``box`` of a (C, H, W) image of any type, resized bicubically with antialiasing to ``size`` (height, width).
+
+    torch's kernel for uint8 takes less than half of Pillow's time.
+    """
+    left, upper, right, lower = box
+    part = pixels[:, upper:lower, left:right]
+    if tuple(part.shape[1:]) == size:
+        return part.contiguous()
+    if pixels.dtype is torch.uint8:
+        return interpolate(part[None], size, mode="bicubic", antialias=True)[0]
+    out = interpolate(part[None].float(), size, mode="bicubic", antialias=True)[0]
+    if pixels.dtype.is_floating_point:
+        return out
+    limits = torch.iinfo(pixels.dtype)
+    return out.round().clamp(limits.min, limits.max).to(pixels.dtype)
 
 
 def flip(x: Tensor, probability: float, rng: torch.Generator) -> Tensor:

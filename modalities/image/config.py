@@ -16,7 +16,7 @@ class StoreConfig(Config):
     """Larger images are shrunk until their short side has this many pixels; null keeps their size."""
     codec: Literal["auto", "jpeg", "webp", "raw"] = "auto"
     """`auto` keeps small images raw and others as JPEG; images of other than 1 or 3 channels are always raw."""
-    quality: Annotated[int, Field(ge=50, le=100)] = 85
+    quality: Annotated[int, Field(ge=50, le=100)] = 90
     """Quality of JPEG and WebP."""
 
 

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from core.data.codecs import decode
 from core.data.sources import discover
@@ -18,7 +19,6 @@ from modalities.image import augment
 from modalities.image.config import PLUGIN, AugmentConfig, ImageSettings
 from modalities.image.reading import SUFFIXES, read, sniff
 
-BICUBIC = Image.Resampling.BICUBIC
 SMALLEST_PICTURE = 112
 """Pixels below which a rendered picture is enlarged, so that people see its patches."""
 Array = NDArray[Any]
@@ -55,49 +55,25 @@ class ImageModality(Modality[ImageSettings]):
 
     def view(self, record: Record, rng: np.random.Generator, train: bool) -> Sample:
         """(C, H, W) in the stored type: a random crop or motion, or the fixed centre crop."""
-        if record.codec == "raw" and (record.dtype != "uint8" or record.shape[2] not in (1, 3)):
-            pixels = self._array_view(decode(record), rng, train)
-        else:
-            picture = _picture(record)
-            pixels = np.asarray(self._train_view(picture, rng) if train else self._fixed_view(picture))
-        if pixels.ndim == 2:
-            return Sample(pixels[None], record.target)
-        return Sample(np.ascontiguousarray(pixels.transpose(2, 0, 1)), record.target)
-
-    def _train_view(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+        pixels = _pixels(record)
+        height, width = pixels.shape[1:]
         settings = self._augment
-        height, width = self.size
-        if settings.affine:
-            picture = augment.affine(self._whole(picture), settings.affine, rng)
+        if train and settings.affine and pixels.shape[0] in (1, 3) and pixels.dtype is torch.uint8:
+            whole = augment.resize(pixels, (0, 0, width, height), self.size)
+            pixels = _tensor(augment.affine(_picture(whole), settings.affine, rng))
         else:
-            box = augment.crop_box(picture.size, settings, rng)
-            picture = picture.resize((width, height), BICUBIC, box=box)
-        if settings.rand_augment:
-            picture = augment.rand_augment(picture, settings.rand_augment, rng)
-        return picture
+            pixels = augment.resize(pixels, self._box(width, height, rng if train else None), self.size)
+        if train and settings.rand_augment:
+            pixels = _tensor(augment.rand_augment(_picture(pixels), settings.rand_augment, rng))
+        return Sample(pixels.numpy(), record.target)
 
-    def _fixed_view(self, picture: Image.Image) -> Image.Image:
-        height, width = self.size
-        if self.settings.eval_crop == 1:
-            return self._whole(picture)
-        box = augment.centre_box(picture.size, self.size, self.settings.eval_crop)
-        return picture.resize((width, height), BICUBIC, box=box)
-
-    def _whole(self, picture: Image.Image) -> Image.Image:
-        height, width = self.size
-        return picture if picture.size == (width, height) else picture.resize((width, height), BICUBIC)
-
-    def _array_view(self, pixels: Array, rng: np.random.Generator, train: bool) -> Array:
-        """The same views for arrays of any type and number of channels."""
-        height, width = pixels.shape[:2]
-        settings = self._augment
-        if train and not settings.affine:
-            box = augment.crop_box((width, height), settings, rng)
-        elif train or self.settings.eval_crop == 1:
-            box = (0.0, 0.0, float(width), float(height))
-        else:
-            box = augment.centre_box((width, height), self.size, self.settings.eval_crop)
-        return augment.resize_array(pixels, box, self.size)
+    def _box(self, width: int, height: int, rng: np.random.Generator | None) -> augment.Box:
+        """What part of an image is seen: a random crop, or the centre where ``rng`` is absent."""
+        if rng is not None and not self._augment.affine:
+            return augment.crop_box((width, height), self._augment, rng)
+        if rng is not None or self.settings.eval_crop == 1:
+            return 0, 0, width, height
+        return augment.centre_box((width, height), self.size, self.settings.eval_crop)
 
     def features(self, samples: SampleBatch) -> Tensor:
         """(B, C, H, W) float32; integers over their largest value, so 0 to 1."""
@@ -126,7 +102,23 @@ class ImageModality(Modality[ImageSettings]):
         return [Media("image", ".png", out.getvalue())]
 
 
-def _picture(record: Record) -> Image.Image:
-    if record.codec == "raw":
-        return Image.fromarray(decode(record).squeeze(2) if record.shape[2] == 1 else decode(record))
-    return Image.open(io.BytesIO(record.payload))
+def _pixels(record: Record) -> Tensor:
+    """(C, H, W) of what is stored."""
+    if record.codec == "jpeg":
+        # Faster than by way of Pillow; the copy makes the buffer writable, without which torch warns.
+        mode = ImageReadMode.GRAY if record.shape[2] == 1 else ImageReadMode.RGB
+        picture: Tensor = decode_jpeg(torch.frombuffer(bytearray(record.payload), dtype=torch.uint8), mode)
+        return picture
+    pixels = decode(record)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def _picture(pixels: Tensor) -> Image.Image:
+    array = pixels.numpy()
+    return Image.fromarray(array[0] if array.shape[0] == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+
+
+def _tensor(picture: Image.Image) -> Tensor:
+    array = np.asarray(picture)
+    return torch.from_numpy(np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1)))

