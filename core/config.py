@@ -78,9 +78,9 @@ class PrepareConfig(Config):
     """How raw files become prepared data."""
 
     val_fraction: Fraction = 0.1
-    """Share of the items without a given split that goes to validation."""
+    """Share of the training items that goes to validation where the source names none."""
     test_fraction: Fraction = 0.2
-    """Share of the items without a given split that goes to test; 0 where the source names its own."""
+    """Share of the labelled items that goes to test where the source names no test split of its own."""
     divided_groups: Literal["refuse", "regroup", "allow"] = "refuse"
     """What to do when a given split divides a group: refuse with a list, move the group whole, or allow it."""
     max_unreadable: Fraction = 0.2
@@ -334,7 +334,7 @@ class ComputeConfig(Config):
     device: Literal["auto", "cpu", "cuda", "mps"] = no_result("auto")
     """Where the arithmetic runs; `auto` takes CUDA, then MPS, then the CPU."""
     workers: Annotated[int, Field(ge=0)] | None = no_result(None)
-    """Loader and preparation processes; default: what the machine has, less one."""
+    """Preparation and loader processes. Default: all processors prepare; loaders only beside an accelerator."""
     threads: PositiveInt | None = no_result(None)
     """Arithmetic threads of a CPU process; default: torch's own choice."""
     checkpoint_seconds: Annotated[float, Field(gt=0)] = no_result(60.0)

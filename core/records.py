@@ -67,6 +67,7 @@ class PreparedData(Record):
     """A source, read once into shards that a loader can map."""
 
     stage: Literal["prepare"] = "prepare"
+    """The stage that wrote it."""
     data_digest: str
     """Hash over the content hashes of all readable items."""
     counts: dict[str, int]
@@ -91,6 +92,7 @@ class PretrainedEncoder(Record):
     """An encoder, from pretraining or from a foreign checkpoint."""
 
     stage: Literal["pretrain"] = "pretrain"
+    """The stage that wrote it."""
     weights: str
     """Safetensors file of the encoder under timm's names, relative to the folder."""
     model: ModelConfig
@@ -111,6 +113,7 @@ class TunedModel(Record):
     """A fine-tuned encoder with its head."""
 
     stage: Literal["finetune"] = "finetune"
+    """The stage that wrote it."""
     weights: str
     """Safetensors file of encoder and head, relative to the folder."""
     model: ModelConfig
@@ -135,6 +138,7 @@ class EvalReport(Record):
     """What the models are worth on data that no stage trained on."""
 
     stage: Literal["evaluate"] = "evaluate"
+    """The stage that wrote it."""
     metrics: dict[str, float]
     """All scalar results, by metric name."""
     results: str
