@@ -111,7 +111,7 @@ def _pixels(record: Record) -> Tensor:
         return picture
     pixels = decode(record)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
 
 def _picture(pixels: Tensor) -> Image.Image:
@@ -121,4 +121,4 @@ def _picture(pixels: Tensor) -> Image.Image:
 
 def _tensor(picture: Image.Image) -> Tensor:
     array = np.asarray(picture)
-    return torch.from_numpy(np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1)))
+    return torch.from_numpy(np.array(array[None] if array.ndim == 2 else array.transpose(2, 0, 1), order="C"))
