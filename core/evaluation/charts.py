@@ -2,11 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
+from itertools import pairwise
 
 WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 14, 42
+LEFT, RIGHT, TOP, BOTTOM = 64, 16, 14, 42
+BESIDE = 10
+"""Pixels by which single observations stand beside their mean, whose mark would hide them."""
+MOST_POINTS = 400
+"""Most points drawn of a curve: more could not be told apart, and would make the page heavy."""
 Points = Sequence[tuple[float, float]]
 
 
@@ -42,17 +47,54 @@ def line_chart(
     lines: Sequence[Line], *, x_label: str, y_label: str, title: str, percent: bool = False, log_x: bool = False
 ) -> str:
     """Curves over a common axis, with a legend; values in percent where asked."""
+    lines = [replace(line, points=_drawable(line.points), dots=_finite(line.dots)) for line in lines]
     every = [p for line in lines for p in (*line.points, *line.dots)]
     if not every:
         return ""
     xs, ys = [p[0] for p in every], [p[1] for p in every]
-    pad = 0.06 * ((max(ys) - min(ys)) or 1.0)
+    pad = 0.06 * ((max(ys) - min(ys)) or abs(ys[0]) or 1.0)
     x = _Axis(min(xs), max(xs), LEFT + 8, WIDTH - RIGHT - 8, log_x)
     y = _Axis(min(ys) - pad, max(ys) + pad, HEIGHT - BOTTOM, TOP)
-    ticks = sorted(set(xs)) if log_x else _nice(x.low, x.high)
+    ticks = _apart(sorted(set(xs)), x) if log_x else _nice(x.low, x.high)
     parts = [_grid(x, y, ticks, percent=percent), _labels(x_label, y_label)]
     parts += [_curve(line, x, y) for line in lines]
     return _svg("".join(parts), title) + _legend(lines)
+
+
+def _apart(values: Sequence[float], x: _Axis) -> list[float]:
+    """``values`` without those whose labels would run into the one before."""
+    kept: list[float] = []
+    for value in values:
+        if not kept or x.at(value) - x.at(kept[-1]) > 36:
+            kept.append(value)
+    return kept
+
+
+def _finite(points: Points) -> Points:
+    """``points`` without those that have no place in a picture."""
+    return [p for p in points if all(map(math.isfinite, p))]
+
+
+def _drawable(points: Points) -> Points:
+    """The finite points, or as many means of neighbours as can be told apart; the last point is kept."""
+    points = _finite(points)
+    if len(points) <= MOST_POINTS:
+        return points
+    width = math.ceil(len(points) / MOST_POINTS)
+    groups = [points[i : i + width] for i in range(0, len(points) - 1, width)]
+    means = [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
+    return [*means, points[-1]]
+
+
+def _ticks(low: float, high: float, *, percent: bool) -> list[tuple[float, str]]:
+    """Round values between ``low`` and ``high`` with their labels, all with the digits that tell them apart."""
+    scale, unit = (100, " %") if percent else (1, "")
+    values = _nice(low * scale, high * scale)
+    step = min((b - a for a, b in pairwise(values)), default=1.0)
+    if max((abs(v) for v in values), default=0.0) >= 1e5 or step < 1e-4:
+        return [(v / scale, f"{v:.3g}{unit}") for v in values]
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    return [(v / scale, f"{v:.{digits}f}{unit}") for v in values]
 
 
 def _nice(low: float, high: float, count: int = 5) -> list[float]:
@@ -66,9 +108,8 @@ def _nice(low: float, high: float, count: int = 5) -> list[float]:
 
 def _grid(x: _Axis, y: _Axis, x_ticks: Sequence[float], *, percent: bool) -> str:
     parts = []
-    for tick in _nice(y.low, y.high):
+    for tick, text in _ticks(y.low, y.high, percent=percent):
         at = y.at(tick)
-        text = f"{100 * tick:.0f} %" if percent else f"{tick:.4g}"
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{text}</text>')
     parts += [
@@ -88,7 +129,7 @@ def _labels(x_label: str, y_label: str) -> str:
 
 def _curve(line: Line, x: _Axis, y: _Axis) -> str:
     dots = "".join(
-        f'<circle class="dot {line.style}" cx="{x.at(a):.1f}" cy="{y.at(b):.1f}" r="3"/>' for a, b in line.dots
+        f'<circle class="dot {line.style}" cx="{x.at(a) + BESIDE:.1f}" cy="{y.at(b):.1f}" r="3"/>' for a, b in line.dots
     )
     path = " ".join(f"{x.at(a):.1f},{y.at(b):.1f}" for a, b in line.points)
     curve = f'<polyline class="curve {line.style}" points="{path}"/>'
@@ -124,14 +165,16 @@ def heat_map(counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:
     """A confusion matrix as a table: rows are the truth, columns the predictions, shade is the share of the row."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     body = ""
-    for row, name in zip(counts, names, strict=True):
+    for number, (row, name) in enumerate(zip(counts, names, strict=True)):
         total = sum(row) or 1
         cells = "".join(
-            f'<td style="--share:{n / total:.3f}"{" class=strong" if n / total > 0.5 else ""}>{n or ""}</td>'
-            for n in row
+            f'<td style="--share:{n / total:.3f}"{" class=right" if number == column else ""}>{n or ""}</td>'
+            for column, n in enumerate(row)
         )
         body += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
     return (
-        '<div class="scroll"><table class="heat"><caption>Rows: the truth. Columns: what the model said.</caption>'
+        '<div class="scroll" tabindex="0"><table class="heat">'
+        "<caption>Rows: the truth. Columns: what the model said. "
+        "The stronger the colour, the larger the share of the row.</caption>"
         f"<thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
