@@ -7,7 +7,7 @@ from html import escape
 from itertools import pairwise
 
 WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 14, 42
+LEFT, RIGHT, TOP, BOTTOM = 76, 16, 14, 42
 BESIDE = 10
 """Pixels by which single observations stand beside their mean, whose mark would hide them."""
 MOST_POINTS = 400
