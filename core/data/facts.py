@@ -63,7 +63,7 @@ def gather(results: Sequence[Result], recipe: Recipe) -> Facts:
     """
     rows = [row for result in results for row in result.rows]
     _one_key_each(rows)
-    target, targets = encode_targets([row.target for row in rows], recipe.task)
+    target, targets = encode_targets([row.target for row in rows], recipe.task, [row.key for row in rows])
     members = [
         Member(row.key, encoded, row.group, row.split, row.content)  # type: ignore[arg-type]  # a Split, from the item
         for row, encoded in zip(rows, targets, strict=True)

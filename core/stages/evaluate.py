@@ -83,7 +83,7 @@ def evaluate(
         folder=work.final_uri("evaluate"),
         modality=recipe.modality,
         recipe=recipe.name,
-        versions=versions(),
+        versions=versions(device),
         metrics=metrics,
         results=RESULTS_FILE,
         encoder=encoder.digest,
@@ -100,8 +100,11 @@ def score_tuned(recipe: Recipe, tuned: TunedModel, on: Labelled, test: Ids, work
     results: dict[str, Any] = {"test": on.task.metrics(logits, targets), "intervals": {}}
     rng = np.random.default_rng(seed_of(recipe.seed, "bootstrap"))
     if on.task.kind is TaskKind.SINGLE:
-        correct = (logits.argmax(1) == targets).numpy()
-        results["intervals"]["top1"] = bootstrap_interval(correct, rng, recipe.evaluate.bootstrap)
+        order = logits.topk(min(5, on.task.outputs), dim=1).indices == targets[:, None]
+        for name, correct in (("top1", order[:, 0]), ("top5", order.any(dim=1))):
+            if name in results["test"]:
+                interval = bootstrap_interval(correct.numpy(), rng, recipe.evaluate.bootstrap)
+                results["intervals"][name] = interval
         confusion = confusion_matrix(logits.argmax(1).numpy(), targets.numpy(), on.task.outputs)
         results["confusion"] = confusion.tolist()
         results["per_class"] = per_class(confusion, on.task.classes)

@@ -98,7 +98,7 @@ def pretrain(
         folder=work.final_uri("pretrain"),
         modality=recipe.modality,
         recipe=recipe.name,
-        versions=versions(),
+        versions=versions(device),
         weights=ENCODER_FILE,
         model=recipe.model,
         geometry=geometry_of(spec),
@@ -239,9 +239,10 @@ class _Look:
         return extract(encoder, probe.store, ids, self._plugin, self._stats, batch)
 
     def _picture(self, step: int) -> None:
-        split = "val" if len(self._store.ids("val")) else "train"
+        ids = self._store.ids("val") if len(self._store.ids("val")) else self._store.ids("train")
+        spread = np.linspace(0, len(ids) - 1, min(SHOWN, len(ids))).round().astype(np.int64)
         device = self._stats.mean.device
-        views = FixedViews(self._store, self._store.ids(split)[:SHOWN], self._plugin, SHOWN)
+        views = FixedViews(self._store, ids[spread], self._plugin, SHOWN)
         batch = fixed_batch(views, 0, self._plugin, self._stats, device, self._seed)
         columns = reconstruct(self._objective, batch, torch_rng(device, self._seed, "picture"))
         png = sheet(self._plugin, columns)

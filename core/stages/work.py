@@ -67,10 +67,12 @@ def spec_of(geometry: Geometry) -> PatchSpec:
     return PatchSpec(geometry.channels, geometry.input_shape, geometry.patch_shape)
 
 
-def versions() -> dict[str, str]:
-    """Versions that stand beside every result."""
+def versions(device: torch.device) -> dict[str, str]:
+    """Versions, and the device, that stand beside every result."""
     names = ("maeflow", "torch", "timm", "numpy")
-    return {name: version(name) for name in names} | {"python": platform.python_version()}
+    threads = f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
+    return {name: version(name) for name in names} | {"python": platform.python_version(), "device": hardware}
 
 
 def encoder_weights(home: Home, record: PretrainedEncoder, spec: PatchSpec) -> dict[str, Tensor]:

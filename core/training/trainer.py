@@ -7,7 +7,7 @@ All randomness of a step comes from (seed, step, micro-batch), so a resumed run 
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from core.tracking import Tracker
 from core.training import checkpoint
 from core.training.devices import choose_attention
 from core.training.optim import Schedule, adamw, set_lr
+from core.training.throughput import Work, measure_peak
 from core.workspace import write_bytes
 
 BEST_FILE = "best.safetensors"
@@ -91,10 +92,15 @@ class _Clock:
     waited: float = 0.0
     samples: int = 0
 
-    def rates(self) -> dict[str, float]:
-        """Samples per second, and the share of the time spent waiting for data."""
+    def rates(self, flops_per_sample: float, peak: float) -> dict[str, float]:
+        """Samples per second, the share of the time spent waiting for data, and of the arithmetic peak reached."""
         spent = max(1e-9, time.perf_counter() - self.start)
-        return {"perf/samples_per_s": self.samples / spent, "perf/data_wait": self.waited / spent}
+        rate = self.samples / spent
+        return {
+            "perf/samples_per_s": rate,
+            "perf/data_wait": self.waited / spent,
+            "perf/peak_fraction": flops_per_sample * rate / peak,
+        }
 
 
 class Trainer:
@@ -111,6 +117,7 @@ class Trainer:
         self._epoch_loss = _Meter(torch.zeros((), device=job.device))
         self._bad = torch.zeros((), device=job.device)
         self._norm = torch.zeros((), device=job.device)
+        self._work, self._peak = Work(), math.inf
         self._clip = job.config.clip_grad or math.inf
         self._parameters = [p for group in groups for p in group["params"]]
         ema = job.config.ema
@@ -171,9 +178,11 @@ class Trainer:
         wanted = MicroBatches(self.steps_done, total, config.batch, config.micro)
         workers = worker_count(job.compute.workers, job.device)
         loader = iter(train_loader(views, wanted, workers, pin=job.device.type == "cuda"))
+        self._peak = measure_peak(job.device, config.precision)
         clock, saved = _Clock(), time.monotonic()
         while self.steps_done < total:
-            self.train_step(self.steps_done, self._micros(loader, accumulate, clock), accumulate)
+            with nullcontext() if self._work.flops else self._work.counting():
+                self.train_step(self.steps_done, self._micros(loader, accumulate, clock), accumulate)
             self.steps_done += 1
             clock.samples += config.batch
             clock = self._report(clock)
@@ -211,7 +220,11 @@ class Trainer:
         values = {"loss": loss, "lr": job.schedule.lr(done - 1), "grad_norm": float(self._norm), **self.facts}
         if skipped := self._bad.item():
             job.tracker.note(f"{job.name}: {skipped:.0f} steps up to {done} skipped for non-finite gradients")
-        job.tracker.metrics(done, {f"{job.name}/{key}": value for key, value in values.items()} | clock.rates())
+        job.tracker.metrics(
+            done,
+            {f"{job.name}/{key}": value for key, value in values.items()}
+            | clock.rates(self._work.flops / job.config.batch, self._peak),
+        )
         self._loss.reset()
         self._bad.zero_()
         return _Clock()

@@ -1,0 +1,124 @@
+"""The four stages called as plain functions: tasks, kinds of data and settings that the demo does not use."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core import digests, recipes, stages
+from core.data.sources import listing
+from core.records import write_record
+from core.workspace import Home
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from broken_images import photo
+
+SMALL = ["data.size=[16, 16]", "data.patch=[4, 4]", "pretrain.epochs=2", "evaluate.bootstrap=20", "compute.workers=0"]
+
+
+class Home4:
+    """Runs stages in a home, each in its own folder, as the launcher would."""
+
+    def __init__(self, root):
+        self.home = Home.create(root)
+
+    def run(self, stage, digest, *inputs):
+        folder = self.home.stage(stage, digest)
+        folder.partial.mkdir(parents=True)
+        record = getattr(stages, stage)(*inputs, stages.Work(self.home, digest, folder.partial))
+        write_record(record, folder.partial)
+        folder.finish()
+        return record
+
+
+def pipeline(root, source, *overrides):
+    recipe = recipes.load("image/tiny", [*SMALL, *overrides])
+    at = Home4(root)
+    data = at.run("prepare", digests.prepare_digest(recipe, listing(str(source))), recipe, str(source))
+    encoder = at.run("pretrain", "e", recipe, [(data, 1.0)], data)
+    tuned = at.run("finetune", "t", recipe, encoder, data)
+    report = at.run("evaluate", "v", recipe, encoder, tuned, data)
+    results = json.loads((at.home.resolve(report.folder) / report.results).read_text())
+    return data, encoder, tuned, report, results
+
+
+def manifest(folder, label, count=60):
+    with (folder / "m.csv").open("w", newline="") as out:
+        table = csv.writer(out)
+        table.writerow(["path", "label", "group"])
+        for number in range(count):
+            picture = photo(number, (20, 20))
+            picture.save(folder / f"{number}.png")
+            red, green, _ = np.asarray(picture).reshape(-1, 3).mean(0)
+            table.writerow([f"{number}.png", label(red, green), f"camera-{number % 12}"])
+    return folder / "m.csv"
+
+
+def test_several_labels_per_image(tmp_path):
+    def label(red, green):
+        return "|".join(name for name, value in (("red", red), ("green", green)) if value > 127) or "dark"
+
+    source = manifest(tmp_path, label)
+    data, _, tuned, report, _ = pipeline(tmp_path / "home", source, "data.channels=3", "task.kind=multi_label",
+                                         "task.class_weights=balanced")  # fmt: skip
+    assert data.target.classes == ("dark", "green", "red")
+    assert tuned.target.outputs == 3
+    assert {"eval/map", "eval/auroc", "eval/knn", "eval/linear"} <= set(report.metrics)
+    groups = {}
+    from core.data.store import PreparedStore
+
+    store = PreparedStore.open(Home.create(tmp_path / "home").resolve(data.folder))
+    for split in ("train", "val", "test"):
+        for group in store.groups(store.ids(split)):
+            assert groups.setdefault(group, split) == split
+
+
+def test_numbers_as_labels(tmp_path):
+    source = manifest(tmp_path, lambda red, green: f"{red / 255:.4f}")
+    _, _, tuned, report, _ = pipeline(tmp_path / "home", source, "data.channels=3", "task.kind=regression")
+    assert tuned.target.classes == ()
+    assert {"eval/r2", "eval/mae", "eval/linear"} <= set(report.metrics)
+    assert "eval/knn" not in report.metrics
+
+
+def test_six_channels_learned_positions_no_class_token_and_another_size_for_tuning(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        place = tmp_path / "source" / ("a", "b")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        np.save(place / f"{number}.npy", rng.normal(number % 2, 1, (6, 24, 24)).astype(np.float32))
+    overrides = ["data.channels=6", "model.cls_token=false", "model.positions=learned", "finetune.input_shape=[24, 24]"]
+    overrides += ["pretrain.mask.kind=block", "pretrain.mask.block=[2, 2]", "pretrain.norm_pix=channel_var"]
+    overrides += ["finetune.ema=0.9", "finetune.micro_batch=16", "pretrain.decode_fraction=0.5", "data.eval_crop=1"]
+    _, encoder, tuned, _, results = pipeline(tmp_path / "home", tmp_path / "source", *overrides)
+    assert encoder.geometry.input_shape == (16, 16)
+    assert tuned.geometry.input_shape == (24, 24)
+    assert len(results["label_efficiency"]["pretrained"][0]) == 2
+
+
+def test_mixing_augmenting_and_bf16(tmp_path):
+    for number in range(48):
+        place = tmp_path / "source" / str(number % 3)
+        place.mkdir(parents=True, exist_ok=True)
+        photo(number, (20, 20)).save(place / f"{number}.jpg")
+    overrides = ["data.channels=3", "finetune.mixup=0.8", "finetune.cutmix=1.0", "finetune.label_smoothing=0.1"]
+    overrides += ["data.finetune.affine=null", "data.finetune.rand_augment=rand-m9-mstd0.5-inc1"]
+    overrides += ["data.finetune.erasing=0.25", "finetune.precision=bf16", "pretrain.precision=bf16"]
+    overrides += ["finetune.pool=cls", "finetune.drop_path=0.1", "evaluate.label_efficiency=null"]
+    _, _, tuned, _, _ = pipeline(tmp_path / "home", tmp_path / "source", *overrides)
+    assert tuned.pool == "cls"
+    assert np.isfinite(tuned.metrics["finetune/loss"])
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains(tmp_path):
+    for number in range(24):
+        photo(number, (20, 20)).save(tmp_path / f"{number}.png")
+    recipe = recipes.load("image/tiny", [*SMALL, "data.channels=3", "compute.compile=true", "model.depth=1"])
+    at = Home4(tmp_path / "home")
+    data = at.run("prepare", digests.prepare_digest(recipe, listing(str(tmp_path))), recipe, str(tmp_path))
+    encoder = at.run("pretrain", "e", recipe, [(data, 1.0)], None)
+    assert np.isfinite(encoder.metrics["pretrain/loss"])
