@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
+from typing import Any
 
 from core.errors import StageError, Stopped, UserError
 from core.recipes import resolve
@@ -69,21 +70,27 @@ def run(request: StageRequest, stop: threading.Event) -> None:
 def _stage(
     request: StageRequest, home: Home, folder: StageFolder, tracker: JsonlTracker, stop: threading.Event
 ) -> AnyRecord:
-    from core import stages
+    from core.stages import stage_function
+    from core.stages.work import Work
 
     recipe = resolve(request.recipe, "of the request")
-    work = stages.Work(home, request.digest, folder.partial, tracker, stop.is_set)
+    work = Work(home, request.digest, folder.partial, tracker, stop.is_set)
+    record: AnyRecord = stage_function(request.stage)(recipe, *_inputs(request, home), work)
+    return record
+
+
+def _inputs(request: StageRequest, home: Home) -> tuple[Any, ...]:
+    """What the stage's function takes between the recipe and the work."""
     if request.stage == "prepare":
-        return stages.prepare(recipe, _given(request.source, "source"), work)
+        return (_given(request.source, "source"),)
     labelled = _record(home, request.labelled, PreparedData) if request.labelled else None
     if request.stage == "pretrain":
-        data = [(_record(home, given.folder, PreparedData), given.weight) for given in request.data]
-        return stages.pretrain(recipe, data, labelled, work)
+        return [(_record(home, given.folder, PreparedData), given.weight) for given in request.data], labelled
     encoder = _record(home, request.encoder, PretrainedEncoder)
     prepared = _record(home, request.labelled, PreparedData)
     if request.stage == "finetune":
-        return stages.finetune(recipe, encoder, prepared, work)
-    return stages.evaluate(recipe, encoder, _record(home, request.tuned, TunedModel), prepared, work)
+        return encoder, prepared
+    return encoder, _record(home, request.tuned, TunedModel), prepared
 
 
 def _record(home: Home, folder: str | None, kind: type[R]) -> R:

@@ -110,6 +110,7 @@ def run(recipe: Recipe, sources: Sequence[DataSource], labelled: str | None, hom
         raise
     finally:
         stages.CONTEXT.reset(token)
+        stages.finish_logging(context)
     report = reports.write(context)
     records.close("FINISHED", _headline(context), first.data_digest, report)
     return {

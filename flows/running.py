@@ -82,6 +82,7 @@ def one_stage(stage: str, recipe: dict[str, Any], home: str, inputs: dict[str, s
         raise
     finally:
         stages.CONTEXT.reset(token)
+        stages.finish_logging(context)
     records.close("FINISHED", getattr(outcome.record, "metrics", {}), None, None)
     return str(outcome.folder)
 

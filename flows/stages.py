@@ -48,6 +48,8 @@ class Context:
     records: RunRecords
     launcher: Launcher = field(default_factory=SubprocessLauncher)
     outcomes: list[Outcome[Any]] = field(default_factory=list)
+    logging: list["subprocess.Popen[str]"] = field(default_factory=list)
+    """Processes that send a model to MLflow while the pipeline goes on."""
 
     @property
     def values(self) -> dict[str, Any]:
@@ -157,19 +159,19 @@ def _summary(title: str, outcome: Outcome[Any]) -> str:
 
 
 def _log_model(context: Context, outcome: Outcome[TunedModel]) -> None:
-    """Log the tuned model in a process of its own; without it the pipeline goes on."""
+    """Start logging the tuned model, in a process of its own; the pipeline goes on meanwhile."""
     if outcome.run_id is None:
         return
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "infra.log_model",
-        str(context.home.root),
-        str(outcome.folder),
-        outcome.run_id,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        console.current().line(f"  note: the model is not in MLflow ({last}); its weights are in {outcome.folder}")
+    command = [sys.executable, "-P", "-m", "infra.log_model", str(context.home.root), str(outcome.folder)]
+    process = subprocess.Popen([*command, outcome.run_id], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    context.logging.append(process)
+
+
+def finish_logging(context: Context) -> None:
+    """Wait until models are logged; a failure is told and costs nothing else."""
+    for process in context.logging:
+        _, errors = process.communicate()
+        if process.returncode:
+            last = (errors.strip().splitlines() or ["no reason given"])[-1]
+            console.current().line(f"  note: the model is not in MLflow ({last}); its weights are in the home folder")
+    context.logging.clear()

@@ -15,9 +15,9 @@ from core.errors import StageError, Stopped
 from core.modality import Item, Modality, Unreadable
 from core.processes import die_with
 
-SMALL_ITEMS = 512
+SMALL_ITEMS = 8192
 """Items, and ..."""
-SMALL_BYTES = 64 * 2**20
+SMALL_BYTES = 16 * 2**20
 """... bytes up to which starting processes takes longer than reading in this one."""
 
 Progress = Callable[[int], None]

@@ -1,9 +1,15 @@
-"""The four stages as plain functions: no server, no flow, no tracking service is needed to call them."""
+"""The four stages as plain functions: no server, no flow, no tracking service is needed to call them.
 
-from core.stages.evaluate import evaluate
-from core.stages.finetune import finetune
-from core.stages.prepare import prepare
-from core.stages.pretrain import pretrain
-from core.stages.work import Work
+Each lives in the module of its name, ``from core.stages.pretrain import pretrain``; none is imported before it is
+wanted, since preparing data should not wait for all that training needs.
+"""
 
-__all__ = ["Work", "evaluate", "finetune", "prepare", "pretrain"]
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+
+def stage_function(name: str) -> Callable[..., Any]:
+    """The function of stage ``name``: `prepare`, `pretrain`, `finetune` or `evaluate`."""
+    function: Callable[..., Any] = getattr(import_module(f"core.stages.{name}"), name)
+    return function

@@ -6,7 +6,7 @@ labelled items in the same order with the same augmentations, and the random arm
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -39,6 +39,8 @@ Arm = Literal["pretrained", "random", "baseline"]
 ARMS: tuple[Arm, ...] = ("pretrained", "random", "baseline")
 WARMUP = 0.1
 """Share of a cell's steps that warms the learning rate up."""
+LITTLE_SAMPLES = 10_000
+"""Samples, over all cells, up to which they run in the stage's own process."""
 
 
 @dataclass(frozen=True)
@@ -163,17 +165,45 @@ def run_cells(
     done(count, len(cells))
     if not missing:
         return
-    context = get_context("spawn")
-    workers = min(_processes(bench.recipe.compute), len(missing))
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(os.getpid(),)) as pool:
-        futures = [pool.submit(_run_and_write, cell, bench, folder) for cell in missing]
-        for future in as_completed(futures):
-            if should_stop():
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise Stopped(f"evaluation saved after {count} of {len(cells)} cells")
-            future.result()
-            count += 1
-            done(count, len(cells))
+    finished = _one_by_one(missing, bench, folder) if _little(missing, bench) else _side_by_side(missing, bench, folder)
+    for _ in finished:
+        count += 1
+        done(count, len(cells))
+        if should_stop() and count < len(cells):
+            finished.close()
+            raise Stopped(f"evaluation saved after {count} of {len(cells)} cells")
+
+
+def _little(cells: Sequence[Cell], bench: Bench) -> bool:
+    """Whether starting processes would take longer than the work."""
+    config = bench.recipe.evaluate.label_efficiency
+    assert config is not None
+    return len(cells) * config.steps * config.batch <= LITTLE_SAMPLES
+
+
+def _one_by_one(cells: Sequence[Cell], bench: Bench, folder: Path) -> Generator[None, None, None]:
+    """Run cells in this process, on one thread as elsewhere, so that results do not depend on where they ran."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for cell in cells:
+            _run_and_write(cell, bench, folder)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _side_by_side(cells: Sequence[Cell], bench: Bench, folder: Path) -> Generator[None, None, None]:
+    """Run cells in processes; closing it keeps those that are finished."""
+    workers = min(_processes(bench.recipe.compute), len(cells))
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (os.getpid(),)) as pool:
+        futures = [pool.submit(_run_and_write, cell, bench, folder) for cell in cells]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _processes(compute: ComputeConfig) -> int:

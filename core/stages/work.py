@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
@@ -16,13 +16,15 @@ from core.data.loading import FixedViews, Ids, to_device
 from core.data.seeds import torch_rng
 from core.data.store import PreparedStore
 from core.modality import Batch, Modality, Purpose, Stats
-from core.model.mae import Encoder
 from core.model.patches import PatchSpec
 from core.model.positions import resample
 from core.records import Geometry, PreparedData, PretrainedEncoder, Statistics
 from core.registry import plugin
 from core.tracking import NullTracker, Tracker
 from core.workspace import Home
+
+if TYPE_CHECKING:
+    from core.model.mae import Encoder
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def fixed_batch(
 
 @torch.no_grad()
 def extract(
-    encoder: Encoder, store: PreparedStore, ids: Ids, plugin: Modality[Any], stats: Stats, batch: int
+    encoder: "Encoder", store: PreparedStore, ids: Ids, plugin: Modality[Any], stats: Stats, batch: int
 ) -> Tensor:
     """Features (N, D) of rows ``ids`` from a frozen encoder, on the CPU."""
     device = stats.mean.device

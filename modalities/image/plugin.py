@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from core.data.codecs import decode
 from core.data.sources import discover
@@ -105,6 +104,8 @@ class ImageModality(Modality[ImageSettings]):
 def _pixels(record: Record) -> Tensor:
     """(C, H, W) of what is stored."""
     if record.codec == "jpeg":
+        from torchvision.io import ImageReadMode, decode_jpeg  # Takes seconds to import; not every source needs it.
+
         # Faster than by way of Pillow; the copy makes the buffer writable, without which torch warns.
         mode = ImageReadMode.GRAY if record.shape[2] == 1 else ImageReadMode.RGB
         picture: Tensor = decode_jpeg(torch.frombuffer(bytearray(record.payload), dtype=torch.uint8), mode)

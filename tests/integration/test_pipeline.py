@@ -102,7 +102,7 @@ def test_curves_pictures_parameters_and_datasets_are_in_mlflow(finished):
         "perf/data_wait",
     }
     assert expected <= set(run.data.metrics)
-    assert run.data.params["pretrain.epochs"] == "4"
+    assert run.data.params["pretrain.epochs"] == "3"
     assert run.inputs.dataset_inputs[0].dataset.name == "image"
     assert [f.path for f in client.list_artifacts(run.info.run_id, "images") if "reconstructions" in f.path]
 

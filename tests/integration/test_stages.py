@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core import digests, recipes, stages
+from core import digests, recipes
 from core.data.sources import listing
 from core.records import write_record
+from core.stages import stage_function
+from core.stages.work import Work
 from core.workspace import Home
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -28,7 +30,7 @@ class Home4:
     def run(self, stage, digest, *inputs):
         folder = self.home.stage(stage, digest)
         folder.partial.mkdir(parents=True)
-        record = getattr(stages, stage)(*inputs, stages.Work(self.home, digest, folder.partial))
+        record = stage_function(stage)(*inputs, Work(self.home, digest, folder.partial))
         write_record(record, folder.partial)
         folder.finish()
         return record
