@@ -1,18 +1,18 @@
-# maeflow: the whole set-up is done by the targets themselves; nothing but Python >= 3.11 and make is needed.
+# maeflow: each target sets up what it needs; nothing but Python >= 3.11 and make has to be there.
 
-VENV := .venv
-BIN := $(VENV)/bin
-PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
-	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
-	&& echo $$p && break; done)
-PIP := $(BIN)/python -m pip --disable-pip-version-check
-RUN_STAMP := $(VENV)/.installed
-DEV_STAMP := $(VENV)/.installed-dev
-# One thread per test process: two busy processes of two threads each are slower than two of one.
+BIN := .venv/bin
+RUN_STAMP := .venv/.installed-run
+DEV_STAMP := .venv/.installed-dev
+PINS := pyproject.toml constraints.txt
+# An environment whose interpreter went away (an upgraded system Python) is made anew in spite of its stamps.
+ifneq ($(shell test -x $(BIN)/python && echo sound),sound)
+PINS += missing-environment
+endif
+# One arithmetic thread per test process: two busy processes of two threads each are slower than two of one.
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench constraints clean
+.PHONY: help demo test check format bench constraints clean missing-environment
 
 help: ## Show what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/|/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -38,23 +38,16 @@ bench: $(DEV_STAMP) ## Time one training step and the loading of images beside t
 	$(BIN)/python benchmarks/image_loading.py
 
 constraints: $(DEV_STAMP) ## Write down the versions in use
-	$(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==[^ ]+$$' | sort -f > constraints.txt
+	$(BIN)/python .ci/constraints >.venv/constraints.txt
+	cp .venv/constraints.txt constraints.txt
+	@touch $(RUN_STAMP) $(DEV_STAMP)
 
 clean: ## Remove the environment and caches, keep results
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-$(BIN)/python:
-	@test -n "$(PYTHON)" || { echo "maeflow needs Python 3.11 or newer with its venv module (Debian: apt-get install python3-venv)"; exit 1; }
-	@echo "Making the environment $(VENV) with $(PYTHON)"
-	$(PYTHON) -m venv $(VENV)
+# A stamp is written last, so an installation that was cut short is taken up again by the next call.
+$(RUN_STAMP): $(PINS)
+	@.ci/install RUN
 
-# A stamp is written last: an interrupted installation is taken up again by the next call.
-$(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing maeflow and what it needs: about 5 GB with PyTorch's CUDA libraries, one to five minutes"
-	$(PIP) install --quiet --constraint constraints.txt --editable .
-	@touch $@
-
-$(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing maeflow with its test tools: about 5 GB with PyTorch's CUDA libraries, one to five minutes"
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
-	@touch $@ $(RUN_STAMP)
+$(DEV_STAMP): $(PINS)
+	@.ci/install DEV
