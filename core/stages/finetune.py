@@ -96,7 +96,7 @@ def finetune(recipe: Recipe, encoder: PretrainedEncoder, labelled: PreparedData,
     trainer = Trainer(objective, layer_groups(model, recipe.finetune), job)
     loss = trainer.run(TrainViews([on.store], stream, plugin, seed_of(recipe.seed, "finetune"), task.tensor))
     kept, metrics = _best_weights(trainer, look, work)
-    write_bytes(work.folder / MODEL_FILE, to_safetensors(kept, {"format": "pt", "maeflow": recipe.model_dump_json()}))
+    write_bytes(work.folder / MODEL_FILE, to_safetensors(kept, {"maeflow": recipe.model_dump_json()}))
     checkpoint.clear(work.folder)
     return TunedModel(
         digest=work.digest,
