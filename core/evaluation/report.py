@@ -250,6 +250,12 @@ def _time(times: Sequence[StageTime]) -> str:
 
 def _limits(data: ReportData) -> str:
     lines = words.limits(data.results, [card for _, card in data.cards])
+    budget = data.recipe_values.get("evaluate", {}).get("label_efficiency")
+    if budget and (data.results or {}).get("label_efficiency"):
+        lines.append(
+            f"With few labels both arms are tuned for the same {budget['steps']} steps of {budget['batch']} samples; "
+            "random weights need more than pretrained ones, so a longer budget narrows the gain."
+        )
     return f"<h2>What these figures do not show</h2><ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
 
 
