@@ -1,8 +1,16 @@
 """Settings of all tests: no telemetry, one arithmetic thread, and a home of their own."""
 
+import os
+
 import pytest
 
 from infra import settings
+
+# Before torch is imported, here and in every process that a test starts: test processes run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+FIGURES = "house figures"
+"""Property under which a test hands a line to the end of the run, also from a worker process."""
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -18,8 +26,19 @@ def _quiet(tmp_path_factory):
 
 def pytest_collection_modifyitems(items):
     """Skip what this machine cannot do, with the reason."""
+    waiting = [item for item in items if "gpu" in item.keywords]
+    if not waiting:
+        return
     import torch
 
-    for item in items:
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
+        for item in waiting:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print the figures that tests have handed over."""
+    for report in terminalreporter.stats.get("passed", []):
+        for name, text in report.user_properties:
+            if name == FIGURES:
+                terminalreporter.write_line(text)
