@@ -53,6 +53,8 @@ class PluginInfo:
     """Raised when the plugin's results change; part of every digest."""
     sources: tuple[str, ...] = ("folder", "manifest", "huggingface")
     """Kinds of source the plugin can discover."""
+    private: bool = False
+    """Whether file names may tell who somebody is; the plugin's keys are then salted hashes."""
     contract: int = CONTRACT_VERSION
     """Version of the plugin contract it was written for."""
 

@@ -1,9 +1,9 @@
 """Recipes: whole YAML files, dotted overrides, one typed result, and errors a person can act on."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,36 +11,36 @@ import yaml
 from pydantic import BaseModel, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
-from core.config import Recipe
+from core.config import PluginInfo, Recipe
 from core.errors import UserError
-from core.registry import entries, plugin_info
+from core.registry import entries, plugin_info, recipe_files
+
+
+def recipe_class(modality: str) -> type[Recipe]:
+    """`Recipe` with the ``data`` group of one modality."""
+    return _recipe_of(plugin_info(modality))
 
 
 @cache
-def recipe_class(modality: str) -> type[Recipe]:
-    """`Recipe` with the ``data`` group of one modality."""
-    info = plugin_info(modality)
-    fields: dict[str, Any] = {"modality": (Literal[modality], modality), "data": (info.settings, ...)}
-    return create_model(f"{modality.title()}Recipe", __base__=Recipe, __doc__=Recipe.__doc__, **fields)
+def _recipe_of(info: PluginInfo) -> type[Recipe]:
+    fields: dict[str, Any] = {"modality": (Literal[info.name], info.name), "data": (info.settings, ...)}
+    return create_model(f"{info.name.title()}Recipe", __base__=Recipe, __doc__=Recipe.__doc__, **fields)
 
 
 def available() -> dict[str, Path]:
-    """Packaged recipes of all working plugins, by name (``modality/stem``)."""
+    """Packaged recipes of all plugins, by name (``modality/stem``); a broken plugin's are left out."""
     found: dict[str, Path] = {}
     for modality in entries():
-        try:
-            package = plugin_info(modality).settings.__module__.rpartition(".")[0]
-        except UserError:
-            continue  # `maeflow modalities` tells what is wrong with it.
-        folder = Path(str(files(package))) / "recipes"
-        found.update({f"{modality}/{file.stem}": file for file in sorted(folder.glob("*.yaml"))})
+        # `maeflow modalities` tells what is wrong with a broken one.
+        with suppress(UserError):
+            found |= recipe_files(modality)
     return found
 
 
 def header(file: Path) -> str:
-    """The comment that opens a recipe file, without its comment signs."""
+    """The comment that opens a recipe file, without its comment signs; empty where there is none."""
     lines: list[str] = []
-    for line in file.read_text().splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("#").strip())
@@ -53,7 +53,7 @@ def load(reference: str, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         UserError: if there is no such recipe, or a key or value is wrong; names the key and the nearest valid one.
     """
-    file = _locate(reference)
+    file = locate(reference)
     values = _read_yaml(file)
     for override in overrides:
         _apply(values, override)
@@ -82,17 +82,24 @@ def resolve(values: Mapping[str, Any], origin: str) -> Recipe:
         raise UserError(f"{count} in recipe {origin}:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
-def _locate(reference: str) -> Path:
+def locate(reference: str) -> Path:
+    """The file of a recipe, given as a packaged name or as a path.
+
+    Raises:
+        UserError: if there is none; names the nearest.
+    """
     if reference.endswith((".yaml", ".yml")):
         if not Path(reference).is_file():
             raise UserError(f"recipe file {reference} does not exist")
         return Path(reference)
-    recipes = available()
-    if reference not in recipes:
-        near = get_close_matches(reference, recipes, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"no recipe {reference!r}{hint} (see `maeflow recipes`, or give a .yaml file)")
-    return recipes[reference]
+    # The plugin it names is asked first, so that no other plugin can be in the way.
+    modality = reference.partition("/")[0]
+    own = recipe_files(modality) if modality in entries() else {}
+    if reference in own:
+        return own[reference]
+    near = get_close_matches(reference, own or available(), n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UserError(f"no recipe {reference!r}{hint} (see `maeflow recipes`, or give a .yaml file)")
 
 
 class _Loader(yaml.SafeLoader):
@@ -151,14 +158,14 @@ def _explain(cls: type[BaseModel], detail: ErrorDetails) -> str:
 def _fields_at(cls: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
         field = cls.model_fields.get(part)
-        inner = _model_in(field.annotation) if field else None
+        inner = model_in(field.annotation) if field else None
         if inner is None:
             return []
         cls = inner
     return list(cls.model_fields)
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def model_in(annotation: Any) -> type[BaseModel] | None:
     """The settings class inside an annotation such as ``Block | None``."""
     for candidate in (annotation, *getattr(annotation, "__args__", ())):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):

@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -123,7 +123,7 @@ def prepare(
 ) -> None:
     """Read raw data once: shards, splits, statistics, and a card with what could not be read."""
     root = _begin(home, debug=debug)
-    _one_stage("prepare", recipe, set_, root, source=_source(data))
+    _one_stage("prepare", recipe, set_, root, source=data)
 
 
 @app.command()
@@ -171,31 +171,46 @@ def evaluate(
 @app.command()
 def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe.")] = None) -> None:
     """List the packaged recipes, or print one."""
-    from core.recipes import available, header, load
+    from core.recipes import available, header, load, locate
 
     if name is not None:
         load(name)
-        print(available()[name].read_text() if name in available() else Path(name).read_text(), end="")
+        print(locate(name).read_text(encoding="utf-8"), end="")
         return
     for key, file in available().items():
-        print(f"{key:24s} {header(file).splitlines()[0]}")
+        print(f"{key:24s} {header(file).partition(chr(10))[0]}")
     print("\n`maeflow recipes NAME` prints one; copy it to a file of your own to change it.")
 
 
 @app.command()
 def modalities() -> None:
     """List the installed modality plugins; a broken one costs one line."""
-    from core.errors import UserError
-    from core.registry import entries, plugin_info
+    from flows.listing import modalities as table
 
-    print(f"{'name':12s} {'version':10s} {'origin':20s} {'sources':30s} status")
-    for name, entry in entries().items():
-        origin, version = (entry.dist.name, entry.dist.version) if entry.dist else ("?", "?")
-        try:
-            kinds, status = ", ".join(plugin_info(name).sources), "ok"
-        except UserError as error:
-            kinds, status = "", str(error)
-        print(f"{name:12s} {version:10s} {origin:20s} {kinds:30s} {status}")
+    table()
+
+
+@app.command()
+def new_modality(
+    name: Annotated[str, typer.Argument(help="Name of the new modality: lower-case letters, digits, underscores.")],
+    folder: Annotated[str | None, typer.Option("--folder", help="Where to write it; default ./maeflow-NAME.")] = None,
+) -> None:
+    """Write a package with a new modality plugin that works before its first edit."""
+    from flows.scaffolding import create
+
+    create(name, Path(folder) if folder else None)
+
+
+@app.command()
+def check_modality(
+    name: Annotated[str, typer.Argument(help="Name of an installed modality.")],
+    data: Annotated[str | None, typer.Option("--data", help="A small source; default: the plugin's sample.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Whose settings to use; default NAME/demo.")] = None,
+) -> None:
+    """Check a plugin against every rule of the contract; each broken rule says what to do."""
+    from flows.checks import check
+
+    sys.exit(DONE if check(name, data, recipe) else FAILED)
 
 
 @app.command()
@@ -234,48 +249,50 @@ def _begin(home: str | None, *, debug: bool = False) -> Path:
     return root
 
 
-def _source(text: str) -> str:
-    """A source as an absolute path, checked to exist and to be of a known kind."""
-    from core.data.sources import kind_of
+def _source(text: str, modality: str) -> str:
+    """A source as an absolute path, checked to exist and to be of a kind that the modality reads."""
+    from core.data.sources import check_kind
+    from core.registry import plugin_info
 
-    kind_of(text)
+    check_kind(text, modality, plugin_info(modality).sources)
     return str(Path(text).absolute())
 
 
-def _weighted(text: str) -> Any:
+def _weighted(text: str, modality: str) -> tuple[str, float]:
     """``PATH`` or ``PATH=WEIGHT``."""
     from core.errors import UserError
-    from flows.pipeline import DataSource
 
     path, equals, weight = text.rpartition("=")
     if not equals or Path(text).exists():
-        return DataSource(path=_source(text))
+        return _source(text, modality), 1.0
     try:
         value = float(weight)
     except ValueError:
-        return DataSource(path=_source(text))
+        return _source(text, modality), 1.0
     if value <= 0:
         raise UserError(f"--data {text}: the weight must be above 0")
-    return DataSource(path=_source(path), weight=value)
+    return _source(path, modality), value
 
 
 def _pipeline(recipe: str, data: list[str], labelled: str | None, home: Path, overrides: list[str] | None) -> None:
     """Resolve everything that can be wrong before anything slow starts; then run the flow."""
-    from core import recipes as recipe_files
-    from core.data.sources import kind_of
+    from core.recipes import load
 
-    resolved = recipe_files.load(recipe, overrides or [])
-    for source in [s for s in data if "=" not in s] + ([labelled] if labelled else []):
-        kind_of(source)
+    resolved = load(recipe, overrides or [])
+    sources = [_weighted(text, resolved.modality) for text in data]
+    tuning = _source(labelled, resolved.modality) if labelled else None
+    from flows.pipeline import DataSource
     from flows.running import run_pipeline
 
-    run_pipeline(resolved, [_weighted(text) for text in data], _source(labelled) if labelled else None, home)
+    run_pipeline(resolved, [DataSource(path=path, weight=weight) for path, weight in sources], tuning, home)
 
 
 def _one_stage(stage: str, recipe: str, overrides: list[str] | None, home: Path, **inputs: str | None) -> None:
-    from core import recipes as recipe_files
+    from core.recipes import load
 
-    resolved = recipe_files.load(recipe, overrides or [])
+    resolved = load(recipe, overrides or [])
+    if inputs.get("source") is not None:
+        inputs["source"] = _source(str(inputs["source"]), resolved.modality)
     from flows.running import run_stage
 
     run_stage(stage, resolved, home, **inputs)

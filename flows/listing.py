@@ -1,4 +1,4 @@
-"""What is in the home folder: stages, done and not, and their MLflow runs."""
+"""What there is: installed modalities, the stages in the home folder, done and not, and their MLflow runs."""
 
 import json
 import time
@@ -7,8 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from core.records import RECORD_FILE
+from core.registry import claims, fault, plugin_info
 from core.request import STAGES
 from core.workspace import Home
+
+
+def modalities() -> None:
+    """Print a line per installed plugin; what is wrong with one stands in its line."""
+    print(f"{'name':12s} {'version':10s} {'origin':20s} {'sources':30s} status")
+    for claim in claims():
+        wrong = fault(claim)
+        kinds = "" if wrong else ", ".join(plugin_info(claim.name).sources)
+        print(f"{claim.name:12s} {claim.version:10s} {claim.package:20s} {kinds:30s} {wrong or 'ok'}")
 
 
 def folders(home: Path) -> Iterator[tuple[str, Path]]:

@@ -11,6 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 FIGURES = "house figures"
 """Property under which a test hands a line to the end of the run, also from a worker process."""
+FAULTS = "fault table"
+"""The same for a line of the table of plugins' faults."""
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -37,8 +39,13 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Print the figures that tests have handed over."""
-    for report in terminalreporter.stats.get("passed", []):
-        for name, text in report.user_properties:
-            if name == FIGURES:
-                terminalreporter.write_line(text)
+    """Print the figures that tests have handed over, and the table of faults with what caught each."""
+    handed = [pair for report in terminalreporter.stats.get("passed", []) for pair in report.user_properties]
+    for name, text in handed:
+        if name == FIGURES:
+            terminalreporter.write_line(text)
+    faults = sorted(text for name, text in handed if name == FAULTS)
+    if faults:
+        terminalreporter.write_line(f"\n{'fault of a plugin':40s} {'caught by':22s} seen")
+        for line in faults:
+            terminalreporter.write_line(line)

@@ -2,11 +2,13 @@
 
 A folder may have ``train``, ``val``, ``test`` on top and class folders below. A manifest is a CSV or Parquet table with
 the columns ``path``, and optionally ``label``, ``split``, ``group``; paths are relative to it. A dataset is one that
-Hugging Face `datasets` saved to disk. Imports no torch: the flow side asks for a source's identity, too.
+Hugging Face `datasets` saved to disk. A plugin may also read single files that hold everything. Imports no torch: the
+flow side asks for a source's identity, too.
 """
 
+import csv
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,16 +17,18 @@ from core.errors import UserError
 from core.modality import Item, Split
 
 SPLITS: dict[str, Split] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-TABLES = (".csv", ".parquet")
+TABLES = frozenset({".csv", ".parquet"})
 Sniff = Callable[[str], bool]
 """Whether the file at a path looks like one of the plugin's, by its first bytes."""
 
 
 def kind_of(source: str) -> str:
-    """``folder``, ``manifest`` or ``huggingface``.
+    """``folder``, ``manifest``, ``huggingface``, or ``file``: a single file that holds everything.
+
+    A table is a manifest if it has a column ``path``, else a file like others.
 
     Raises:
-        UserError: if the source is missing or of no known kind.
+        UserError: if the source is missing.
     """
     path = Path(source)
     if not path.exists():
@@ -39,9 +43,44 @@ def kind_of(source: str) -> str:
     if path.is_dir():
         saved = any((path / name).exists() for name in ("dataset_dict.json", "state.json"))
         return "huggingface" if saved else "folder"
-    if path.suffix.lower() in TABLES:
-        return "manifest"
-    raise UserError(f"source {source} is neither a folder nor a .csv or .parquet manifest")
+    return "manifest" if path.suffix.lower() in TABLES and "path" in _columns(path) else "file"
+
+
+def check_kind(source: str, modality: str, kinds: Sequence[str]) -> None:
+    """Refuse a source that is missing, or of a kind that ``modality``, which reads ``kinds``, has no use for.
+
+    Raises:
+        UserError: that says what it is and what would do.
+    """
+    kind = kind_of(source)
+    if kind in kinds:
+        return
+    if kind == "file" and Path(source).suffix.lower() in TABLES and "manifest" in kinds:
+        _table(source)  # Says which column is missing, or that the table cannot be read.
+    known = ", ".join(_KINDS.get(name, name) for name in kinds)
+    raise UserError(f"source {source} is {_KINDS[kind]}, which {modality!r} does not read; it reads {known}")
+
+
+_KINDS = {
+    "folder": "a folder of files",
+    "manifest": "a .csv or .parquet manifest",
+    "huggingface": "a dataset saved by Hugging Face datasets",
+    "file": "a single file",
+}
+
+
+def _columns(table: Path) -> Sequence[str]:
+    """Column names of a table; none of one that cannot be read."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        if table.suffix.lower() == ".parquet":
+            names: list[str] = parquet.read_schema(table).names
+            return names
+        with table.open(encoding="utf-8", errors="replace", newline="") as lines:
+            return next(csv.reader(lines), [])
+    except (ArrowException, OSError, csv.Error):
+        return []
 
 
 def listing(source: str) -> list[tuple[str, int, int]]:
@@ -49,7 +88,10 @@ def listing(source: str) -> list[tuple[str, int, int]]:
 
     A file that a manifest names and that is missing has -1 bytes.
     """
-    if kind_of(source) != "manifest":
+    kind = kind_of(source)
+    if kind == "file":
+        return [(Path(source).name, *_facts(source))]
+    if kind != "manifest":
         return sorted((key, *_facts(path)) for key, path in _walk(source))
     rows = [(Path(source).name, *_facts(source))]
     base = Path(source).parent
@@ -60,7 +102,7 @@ def listing(source: str) -> list[tuple[str, int, int]]:
 def discover(source: str, suffixes: frozenset[str], sniff: Sniff) -> list[Item]:
     """The items of ``source``, sorted by key.
 
-    In a folder, files with one of ``suffixes`` (lower case, with dot) are items, whatever they hold; so are others
+    A single file of them is one item. In a folder, files with one of ``suffixes`` (lower case, with dot) are items, whatever they hold; so are others
     that ``sniff`` takes for data, hidden files aside.
 
     Raises:
@@ -69,8 +111,10 @@ def discover(source: str, suffixes: frozenset[str], sniff: Sniff) -> list[Item]:
     kind = kind_of(source)
     if kind == "folder":
         items = list(_in_folder(source, suffixes, sniff))
-    else:
-        items = list(_in_manifest(source) if kind == "manifest" else _in_dataset(source))
+    elif kind == "file" and Path(source).suffix.lower() not in TABLES - suffixes:
+        items = list(_alone(Path(source), suffixes, sniff))
+    else:  # A table that is no manifest is told so, with the columns it has.
+        items = list(_in_dataset(source) if kind == "huggingface" else _in_manifest(source))
     if not items:
         raise UserError(f"source {source} ({kind}) holds no item; looked for {', '.join(sorted(suffixes))}")
     return sorted(items, key=lambda item: item.key)
@@ -134,6 +178,12 @@ def _in_folder(source: str, suffixes: frozenset[str], sniff: Sniff) -> Iterator[
         yield Item(key, path, target=label, split=split, size=size, mtime_ns=mtime)
 
 
+def _alone(file: Path, suffixes: frozenset[str], sniff: Sniff) -> Iterator[Item]:
+    if file.suffix.lower() in suffixes or sniff(str(file)):
+        size, mtime = _facts(file)
+        yield Item(file.name, str(file), size=size, mtime_ns=mtime)
+
+
 def _facts(path: str | Path) -> tuple[int, int]:
     """Bytes and modification time in ns; -1 and 0 for what is not there."""
     try:
@@ -148,13 +198,14 @@ def _facts(path: str | Path) -> tuple[int, int]:
 
 def _table(source: str) -> list[dict[str, Any]]:
     import pyarrow as pa
-    from pyarrow import csv, parquet
+    from pyarrow import csv as arrow_csv
+    from pyarrow import parquet
 
     try:
         if source.lower().endswith(".csv"):
             text = dict.fromkeys(("path", "label", "split", "group"), pa.string())
-            options = csv.ConvertOptions(column_types=text, strings_can_be_null=True, null_values=[""])
-            table = csv.read_csv(source, convert_options=options)
+            options = arrow_csv.ConvertOptions(column_types=text, strings_can_be_null=True, null_values=[""])
+            table = arrow_csv.read_csv(source, convert_options=options)
         else:
             table = parquet.read_table(source)
     except (pa.ArrowException, OSError) as error:

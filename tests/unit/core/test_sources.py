@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from core.data.sources import discover, kind_of, listing
+from core.data.sources import check_kind, discover, kind_of, listing
 from core.errors import UserError
 
 SUFFIXES = frozenset({".dat"})
@@ -118,10 +118,27 @@ def test_missing_and_unknown_sources_tell_the_next_step(tmp_path):
     with pytest.raises(UserError, match="did you mean 'photos'"):
         kind_of(str(tmp_path / "photo"))
     (tmp_path / "data.xlsx").write_text("")
-    with pytest.raises(UserError, match="neither a folder nor"):
-        kind_of(str(tmp_path / "data.xlsx"))
+    with pytest.raises(UserError, match="is a single file, which 'depth' does not read; it reads a folder of files"):
+        check_kind(str(tmp_path / "data.xlsx"), "depth", ["folder"])
+    (tmp_path / "m.csv").write_text("paths,label\n1.dat,x\n")
+    with pytest.raises(UserError, match=r"no column 'path'.*is 'paths' meant"):
+        check_kind(str(tmp_path / "m.csv"), "depth", ["folder", "manifest"])
     with pytest.raises(UserError, match="holds no item"):
         discover(str(tmp_path / "photos"), SUFFIXES, sniff)
+
+
+def test_a_single_file_may_hold_everything(tmp_path):
+    """Also a table of measurements: it is a manifest only if it has a column `path`."""
+    write(tmp_path, "all.dat")
+    (tmp_path / "spectra.csv").write_text("400nm,401nm\n0.1,0.2\n")
+    for name in ("all.dat", "spectra.csv"):
+        file = str(tmp_path / name)
+        assert kind_of(file) == "file"
+        check_kind(file, "spectra", ["file"])
+        assert [(i.key, i.path, i.target) for i in discover(file, frozenset({".dat", ".csv"}), sniff)] == [
+            (name, file, None)
+        ]
+        assert [key for key, _, _ in listing(file)] == [name]
 
 
 def test_a_saved_dataset_is_known_by_its_files(tmp_path):

@@ -1,0 +1,218 @@
+"""A second process that meets the same source under other circumstances, and files that are broken.
+
+It lists folders in the opposite order and hashes strings differently, so that whatever depends on either shows. It
+reads broken copies of a file last, because a plugin may not survive them: that then costs this process alone.
+
+    python -P -m core.testing.bystander request.json
+"""
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from core.config import Recipe
+from core.data.codecs import decode
+from core.modality import Item, Record, Unreadable
+from core.recipes import resolve
+from core.registry import plugin
+
+LIMIT = 60.0
+"""Seconds for all broken files together; a plugin that waits for ever is found by it."""
+
+
+@dataclass
+class BadFile:
+    """A broken copy of a file and what reading it came to."""
+
+    kind: str
+    """How it is broken."""
+    outcome: str = "never read"
+    """``unreadable``, ``records``, ``raised``, ``ended the process``, ``took too long``."""
+    text: str = ""
+    """The reason or the error."""
+
+
+@dataclass
+class Account:
+    """What the other process saw."""
+
+    keys: list[str] | None = None
+    """Keys of the items in its order; None where it ended before."""
+    digests: list[str] | None = None
+    """Digest of each item's records."""
+    bad: list[BadFile] = field(default_factory=list)
+    error: str = ""
+    """Its last words, where it failed before it came to the broken files."""
+
+
+def digest(records: Sequence[Record]) -> str:
+    """A hash of everything in ``records``."""
+    hasher = hashlib.sha256()
+    for r in records:
+        facts = [r.key, r.codec, list(r.shape), r.dtype, r.target, r.group, r.meta]
+        hasher.update(json.dumps(facts, sort_keys=True, default=str).encode())
+        hasher.update(bytes(r.payload))
+    return hasher.hexdigest()
+
+
+def ask(name: str, recipe: Recipe, source: Path, items: Sequence[Item], scratch: Path) -> Account:
+    """Start the process, wait for it, and gather what it said."""
+    bad = list(_broken_copies(items, scratch / "broken"))
+    request = scratch / "request.json"
+    request.write_text(
+        json.dumps(
+            {
+                "recipe": recipe.model_dump(mode="json"),
+                "source": str(source),
+                "items": len(items),
+                "bad": [asdict(item) for _, item in bad],
+            }
+        )
+    )
+    account = Account(bad=[BadFile(kind) for kind, _ in bad])
+    _gather(account, *_run(request, scratch / "said.jsonl"))
+    return account
+
+
+def _run(request: Path, said: Path) -> tuple[list[dict[str, Any]], str, bool]:
+    """What it said, its last words, and whether it ran out of time."""
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": paths}
+    command = [sys.executable, "-P", "-m", "core.testing.bystander", str(request)]
+    late = False
+    with said.open("wb") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.PIPE, text=True, env=environment, errors="replace"
+        )
+        try:
+            _, errors = process.communicate(timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            _, errors = process.communicate()
+            late = True
+    lines = [json.loads(line) for line in said.read_text().splitlines() if line.startswith('{"kit":')]
+    return lines, (errors.strip().splitlines() or [f"exit code {process.returncode}"])[-1], late
+
+
+def _gather(account: Account, lines: list[dict[str, Any]], last_words: str, late: bool) -> None:
+    for line in lines:
+        if line["kit"] == "keys":
+            account.keys = line["keys"]
+        elif line["kit"] == "digests":
+            account.digests = line["digests"]
+        else:
+            bad = account.bad[line["number"]]
+            bad.outcome, bad.text = line["outcome"], line["text"]
+    if account.digests is None:
+        account.error = f"ran longer than {LIMIT:.0f} s" if late else last_words
+        return
+    for bad in account.bad:
+        if bad.outcome == "never read":
+            bad.outcome, bad.text = ("took too long", "") if late else ("ended the process", last_words)
+            return
+
+
+# --- broken files -----------------------------------------------------------------------------------------------------
+
+
+def _broken_copies(items: Sequence[Item], folder: Path) -> Iterator[tuple[str, Item]]:
+    """(kind, item) of broken files made from the first item that is a plain file."""
+    model = next((item for item in items if item.row is None and Path(item.path).is_file()), None)
+    if model is None:
+        return
+    folder.mkdir(parents=True)
+    suffix, whole = Path(model.path).suffix, Path(model.path).read_bytes()
+    noise = random.Random(0).randbytes(len(whole))
+    contents = {
+        "an empty file": b"",
+        "random bytes": noise,
+        "zeros": bytes(len(whole)),
+        "text": b"this is no such file\n" * 20,
+        "half of a file": whole[: len(whole) // 2],
+        "a file with a damaged middle": whole[: len(whole) // 3] + noise[:64] + whole[len(whole) // 3 + 64 :],
+    }
+    for number, (kind, content) in enumerate(contents.items()):
+        file = folder / f"{number}{suffix}"
+        file.write_bytes(content)
+        yield kind, replace(model, path=str(file), size=len(content))
+    yield "a missing file", replace(model, path=str(folder / f"missing{suffix}"), size=-1)
+    (folder / f"folder{suffix}").mkdir()
+    yield "a folder in place of a file", replace(model, path=str(folder / f"folder{suffix}"))
+
+
+# --- in the other process ---------------------------------------------------------------------------------------------
+
+
+def _say(kind: str, **what: Any) -> None:
+    print(json.dumps({"kit": kind, **what}), flush=True)
+
+
+def main(request: dict[str, Any]) -> None:
+    """Discover and read the source, then the broken files, telling each result at once."""
+    _list_backwards()
+    recipe = resolve(request["recipe"], "of the request")
+    live = plugin(recipe.modality, recipe.data, "pretrain", recipe.pretrain.input_shape)
+    items = list(live.discover(request["source"]))
+    _say("keys", keys=[item.key for item in items])
+    _say("digests", digests=[digest(list(live.read(item))) for item in items[: request["items"]]])
+    for number, facts in enumerate(request["bad"]):
+        outcome, text = _try(live, Item(**facts))
+        _say("bad", number=number, outcome=outcome, text=text)
+
+
+def _try(live: Any, item: Item) -> tuple[str, str]:
+    try:
+        records = list(live.read(item))
+        for record in records:
+            array = decode(record)
+            if array.dtype.kind == "f" and (array != array).any():  # noqa: PLR0124 - not a number
+                return "raised", "nothing, but the record holds values that are not numbers"
+    except Unreadable as reason:
+        return "unreadable", str(reason)
+    except Exception as error:  # noqa: BLE001 - the finding itself
+        from core.testing.rules import describe
+
+        return "raised", describe(error)
+    return "records", f"{len(records)}"
+
+
+def _list_backwards() -> None:
+    """List folders from the last name to the first, as another file system might."""
+    list_folder, scan_folder = os.listdir, os.scandir
+
+    class Backwards(list[Any]):
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+        def __next__(self) -> Any:
+            if not self:
+                raise StopIteration
+            return self.pop(0)
+
+        def __iter__(self) -> Any:
+            return self
+
+    def scan(path: Any = ".") -> Any:
+        with scan_folder(path) as entries:
+            return Backwards(sorted(entries, key=lambda entry: entry.name, reverse=True))
+
+    setattr(os, "listdir", lambda path=".": sorted(list_folder(path), reverse=True))  # noqa: B010 - the type differs
+    setattr(os, "scandir", scan)  # noqa: B010
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))

@@ -1,0 +1,35 @@
+"""Every fault is caught by the rule meant for it, and by no other; the table of all of them is printed at the end."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.testing.suite import RULES
+
+sys.path.insert(0, str(Path(__file__).parent))
+from broken_plugins import FAULTS, Fault, findings
+
+SOUND = Fault("none", "")
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_is_caught_by_its_rule_alone(fault, tmp_path, record_property):
+    found = findings(fault, tmp_path, RULES)
+    caught = [finding for finding in found if finding.status == "failed"]
+    seen = caught[0].text if caught else "nothing"
+    record_property("fault table", f"{fault.name:40s} {fault.rule:22s} {seen[:100]}")
+    assert [finding.rule for finding in caught] == [fault.rule], [str(finding) for finding in caught]
+    assert caught[0].method
+    assert caught[0].text
+    assert caught[0].advice
+
+
+def test_the_same_plugin_without_a_fault_keeps_every_rule(tmp_path):
+    assert {finding.status for finding in findings(SOUND, tmp_path, RULES)} == {"passed"}
+
+
+def test_every_rule_has_a_fault_that_only_it_catches():
+    rules = {rule.name for rule in RULES}
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 15
+    assert {fault.rule for fault in FAULTS} == rules
