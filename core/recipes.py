@@ -97,6 +97,8 @@ def locate(reference: str) -> Path:
     own = recipe_files(modality) if modality in entries() else {}
     if reference in own:
         return own[reference]
+    if modality in entries():
+        plugin_info(modality)  # What is wrong with a plugin says more than which recipes it lacks.
     near = get_close_matches(reference, own or available(), n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise UserError(f"no recipe {reference!r}{hint} (see `maeflow recipes`, or give a .yaml file)")

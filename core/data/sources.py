@@ -102,8 +102,8 @@ def listing(source: str) -> list[tuple[str, int, int]]:
 def discover(source: str, suffixes: frozenset[str], sniff: Sniff) -> list[Item]:
     """The items of ``source``, sorted by key.
 
-    A single file of them is one item. In a folder, files with one of ``suffixes`` (lower case, with dot) are items, whatever they hold; so are others
-    that ``sniff`` takes for data, hidden files aside.
+    A single file is one item. In a folder, files with one of ``suffixes`` (lower case, with dot) are items, whatever
+    they hold; so are others that ``sniff`` takes for data, hidden files aside.
 
     Raises:
         UserError: if the source is missing, of no known kind, or holds no item.
