@@ -9,6 +9,8 @@ from infra import settings
 # Before torch is imported, here and in every process that a test starts: test processes run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+NETWORK = "MAEFLOW_TEST_NETWORK"
+"""Set where tests may fetch packages."""
 FIGURES = "house figures"
 """Property under which a test hands a line to the end of the run, also from a worker process."""
 FAULTS = "fault table"
@@ -28,6 +30,9 @@ def _quiet(tmp_path_factory):
 
 def pytest_collection_modifyitems(items):
     """Skip what this machine cannot do, with the reason."""
+    for item in items:
+        if "network" in item.keywords and not os.environ.get(NETWORK):
+            item.add_marker(pytest.mark.skip(reason=f"needs a package registry; set {NETWORK}=1 to run it"))
     waiting = [item for item in items if "gpu" in item.keywords]
     if not waiting:
         return

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from core import digests, recipes
 from core.data.sources import listing
@@ -99,6 +100,26 @@ def test_six_channels_learned_positions_no_class_token_and_another_size_for_tuni
     assert encoder.geometry.input_shape == (16, 16)
     assert tuned.geometry.input_shape == (24, 24)
     assert len(results["label_efficiency"]["pretrained"][0]) == 2
+
+
+def test_a_plugins_own_mask_is_the_one_that_hides(tmp_path, monkeypatch):
+    from core.model.masking import split_by_score
+    from core.tracking import NullTracker
+    from modalities.image.plugin import ImageModality
+
+    def half(self, config):
+        return lambda samples, rng, valid: split_by_score(torch.rand(samples, 16, generator=rng), 8)
+
+    monkeypatch.setattr(ImageModality, "mask", half)
+    ratios = []
+    monkeypatch.setattr(
+        NullTracker, "metrics", lambda self, step, values: ratios.append(values.get("pretrain/mask_ratio"))
+    )
+    recipe = recipes.load("image/tiny", SMALL)
+    at = Home4(tmp_path / "home")
+    data = at.run("prepare", "d", recipe, str(manifest(tmp_path, lambda red, green: None)))
+    at.run("pretrain", "e", recipe, [(data, 1.0)], None)
+    assert set(ratios) - {None} == {0.5}
 
 
 def test_mixing_augmenting_and_bf16(tmp_path):
