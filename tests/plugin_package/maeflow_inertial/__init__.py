@@ -1,0 +1,1 @@
+"""A maeflow plugin for inertial sensors. Kept empty: it is imported whenever recipes are listed."""
