@@ -178,8 +178,8 @@ class ModelConfig(Config):
     """Hidden width of the MLPs over the width, in encoder and decoder."""
     cls_token: bool = True
     """Whether a class token goes through the encoder with the patches."""
-    positions: Literal["sincos", "learned"] = "sincos"
-    """Fixed sine-cosine positions, separable over the axes, or learned ones."""
+    positions: Literal["sincos", "sincos_joint", "learned"] = "sincos"
+    """Fixed sine-cosine positions, separable over the axes or by the patch's number (VideoMAE); or learned ones."""
     decoder: DecoderConfig = DecoderConfig()
     """The decoder of pretraining."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from core.config import ModelConfig
 from core.model.masking import Mask
 from core.model.patches import PatchSpec, gather_tokens
-from core.model.positions import sincos
+from core.model.positions import sincos, sincos_joint
 
 NORM_EPS = 1e-6
 """Epsilon of every layer norm, as in MAE and timm."""
@@ -76,7 +76,7 @@ class Encoder(nn.Module):
         if config.cls_token:
             self.cls_token = nn.Parameter(torch.randn(1, 1, config.width) * 0.02)
         self.patch_embed = PatchEmbed(spec, config.width)
-        positions = nn.functional.pad(sincos(spec.grid, config.width), (0, 0, self.prefix, 0))[None]
+        positions = fixed_positions(spec, config, config.width)
         if config.positions == "learned":
             self.pos_embed = nn.Parameter(torch.randn_like(positions) * 0.02)
         else:
@@ -132,9 +132,7 @@ class Decoder(nn.Module):
         self.prefix = 1 if config.cls_token else 0
         self.embed = nn.Linear(config.width, size.width)
         self.mask_token = nn.Parameter(torch.randn(1, 1, size.width) * 0.02)
-        self.register_buffer(
-            "pos_embed", nn.functional.pad(sincos(spec.grid, size.width), (0, 0, self.prefix, 0))[None]
-        )
+        self.register_buffer("pos_embed", fixed_positions(spec, config, size.width))
         self.blocks = blocks(size.width, size.depth, size.heads, config.mlp_ratio, 0.0)
         self.norm = nn.LayerNorm(size.width, eps=NORM_EPS)
         self.pred = nn.Linear(size.width, spec.values)
@@ -172,6 +170,12 @@ class MaskedAutoencoder(nn.Module):
         encoded = self.encoder(patches_BNP, mask.keep_BK, valid_BN)
         values: Tensor = self.decoder(encoded, mask.keep_BK, decode_BM, valid_BN)
         return values
+
+
+def fixed_positions(spec: PatchSpec, config: ModelConfig, width: int) -> Tensor:
+    """The fixed table (1, prefix + N, ``width``) that ``config`` names, zero for the class token."""
+    table = sincos_joint if config.positions == "sincos_joint" else sincos
+    return nn.functional.pad(table(spec.grid, width), (0, 0, int(config.cls_token), 0))[None]
 
 
 def attention_mask(seen_BK: Tensor, prefix: int) -> Tensor:

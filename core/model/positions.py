@@ -1,4 +1,4 @@
-"""Positions of patches on a grid of 1 to 4 axes: separable sine-cosine tables and resampling to another grid."""
+"""Positions of patches on a grid of 1 to 4 axes: sine-cosine tables, and resampling to another grid."""
 
 import math
 
@@ -27,6 +27,18 @@ def sincos(grid: tuple[int, ...], width: int) -> Tensor:
         parts.append(table.reshape(shape).expand(*grid, -1))
     positions = torch.cat(parts, dim=-1).reshape(math.prod(grid), -1)
     return functional.pad(positions, (0, width - positions.shape[1])).float()
+
+
+def sincos_joint(grid: tuple[int, ...], width: int) -> Tensor:
+    """Fixed positions (N, width) in float32 of patches numbered in row-major order, as VideoMAE has them.
+
+    Feature j of patch n is sin(n / 10000**(2 * (j // 2) / width)) where j is even, the cosine where it is odd
+    (Vaswani et al. 2017, section 3.5).
+    """
+    number = torch.arange(math.prod(grid), dtype=torch.float64)[:, None]
+    feature = torch.arange(width)
+    angles = number / 10000 ** (2 * (feature // 2).to(torch.float64) / width)
+    return torch.where(feature % 2 == 0, angles.sin(), angles.cos()).float()
 
 
 def resample(positions_1ND: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
