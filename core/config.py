@@ -205,6 +205,8 @@ class TrainConfig(Config):
     """Samples per optimiser step, over all devices and accumulation."""
     micro_batch: PositiveInt | None = None
     """Samples that go through the model at once; the batch is accumulated from them. Default: the batch."""
+    repeats: PositiveInt = 1
+    """Random views taken of a sample each time it is read; an epoch counts them all (Hoffer et al. 2020)."""
     base_lr: Annotated[float, Field(gt=0)] = 1e-3
     """Learning rate per 256 samples: lr = base_lr * batch / 256."""
     min_lr: Annotated[float, Field(ge=0)] = 0.0
@@ -230,6 +232,8 @@ class TrainConfig(Config):
     def _micro_divides_batch(self) -> "TrainConfig":
         if self.micro_batch and self.batch % self.micro_batch:
             raise ValueError(f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch}")
+        if self.micro % self.repeats:
+            raise ValueError(f"{self.micro} samples at once are not a multiple of repeats {self.repeats}")
         return self
 
     @property

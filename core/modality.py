@@ -176,6 +176,10 @@ class Modality(ABC, Generic[SettingsT]):
     def view(self, record: Record, rng: "np.random.Generator", train: bool) -> Sample:
         """One crop or clip of ``record``, random if ``train``; all randomness from ``rng``."""
 
+    def repeated(self, record: Record, rngs: "Sequence[np.random.Generator]") -> Sequence[Sample]:
+        """One training view per generator, each what `view` gives for it; override where one decoding serves all."""
+        return [self.view(record, rng, train=True) for rng in rngs]
+
     def views(self, record: Record) -> Sequence[Sample]:
         """The views whose predictions are averaged in evaluation; by default the one fixed view."""
         import numpy as np

@@ -5,6 +5,7 @@ So no sample is dropped at the end of an epoch, a batch may be larger than the d
 reached without drawing those before it.
 """
 
+import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -64,20 +65,22 @@ class Draw:
 class Stream:
     """The endless sequence of samples of a run: shuffled epochs, laid end to end."""
 
-    def __init__(self, parts: Sequence[Part], seed: int) -> None:
+    def __init__(self, parts: Sequence[Part], seed: int, repeats: int = 1) -> None:
+        """Take ``repeats`` samples of each row in a row, so that reading it once serves them all."""
         self._parts = list(parts)
-        self._seed = seed
-        self.per_epoch = sum(part.per_epoch for part in parts)
+        self._seed, self._repeats = seed, repeats
+        self.per_epoch = repeats * sum(part.per_epoch for part in parts)
         """Samples in one epoch."""
         self._cached: tuple[int, Ids] | None = None
 
     def __getitem__(self, position: int) -> Draw:
         epoch, index = divmod(position, self.per_epoch)
+        index, repeat = divmod(index, self._repeats)
         store, row, copy = self._epoch(epoch)[index]
-        return Draw(int(store), int(row), epoch, int(copy))
+        return Draw(int(store), int(row), epoch, int(copy) * self._repeats + repeat)
 
     def _epoch(self, epoch: int) -> Ids:
-        """(per_epoch, 3): store, row and copy of each sample of ``epoch``, shuffled."""
+        """(per_epoch / repeats, 3): store, row and copy of what is read in ``epoch``, shuffled."""
         if self._cached is None or self._cached[0] != epoch:
             rng = numpy_rng(self._seed, "epoch", epoch)
             table = np.concatenate([self._part(number, part, rng) for number, part in enumerate(self._parts)])
@@ -129,17 +132,21 @@ class TrainViews(Dataset[tuple[MicroBatch, SampleBatch]]):
 
     def __getitem__(self, wanted: MicroBatch) -> tuple[MicroBatch, SampleBatch]:
         draws = [self._stream[position] for position in range(wanted.start, wanted.start + wanted.size)]
-        records: list[Record | None] = [None] * len(draws)
+        # Neighbours of one row share one reading of it.
+        groups = [list(g) for _, g in itertools.groupby(draws, key=lambda draw: (draw.store, draw.row, draw.epoch))]
+        records: list[Record | None] = [None] * len(groups)
         for number, store in enumerate(self._stores):
-            places = [i for i, draw in enumerate(draws) if draw.store == number]
-            for place, record in zip(places, store.rows([draws[i].row for i in places]), strict=True):
+            places = [i for i, group in enumerate(groups) if group[0].store == number]
+            for place, record in zip(places, store.rows([groups[i][0].row for i in places]), strict=True):
                 records[place] = record
-        samples = [self._view(record, draw) for record, draw in zip(records, draws, strict=True) if record]
+        samples = [s for r, group in zip(records, groups, strict=True) if r for s in self._views(r, group)]
         return wanted, collate(samples, self._encode)
 
-    def _view(self, record: Record, draw: Draw) -> Sample:
-        rng = numpy_rng(self._seed, "view", draw.epoch, draw.copy, record.key)
-        return self._plugin.view(record, rng, train=True)
+    def _views(self, record: Record, draws: Sequence[Draw]) -> Sequence[Sample]:
+        rngs = [numpy_rng(self._seed, "view", draw.epoch, draw.copy, record.key) for draw in draws]
+        return (
+            [self._plugin.view(record, rngs[0], train=True)] if len(rngs) == 1 else self._plugin.repeated(record, rngs)
+        )
 
 
 class FixedViews(Dataset[SampleBatch]):

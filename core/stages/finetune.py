@@ -74,7 +74,7 @@ def finetune(recipe: Recipe, encoder: PretrainedEncoder, labelled: PreparedData,
     model = build(recipe, encoder, spec, task, work, seed_of(recipe.seed, "head")).to(device)
     class_weights = task.class_weights(on.store.targets(train))
     objective = ClassifierObjective(model, task, recipe.finetune, class_weights).to(device)
-    stream = Stream([Part(train)], seed_of(recipe.seed, "finetune"))
+    stream = Stream([Part(train)], seed_of(recipe.seed, "finetune"), recipe.finetune.repeats)
     look = _Look(on, objective, val, recipe.evaluate.batch)
     job = Job(
         name="finetune",

@@ -68,7 +68,7 @@ def pretrain(
     stats = stats_on(statistics, device)
     masks = plugin.mask(recipe.pretrain.mask) or sampler(recipe.pretrain.mask, spec.grid)
     objective = build(spec, recipe, masks, stats, device)
-    stream = Stream(parts, recipe.seed)
+    stream = Stream(parts, recipe.seed, recipe.pretrain.repeats)
     probe = _Probe.of(data[0][0], labelled, work)
     look = _Look(recipe.pretrain, objective, plugin, stats, stores[0], probe, recipe.seed, work)
     job = Job(

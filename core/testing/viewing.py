@@ -108,6 +108,21 @@ def view_any_worker(s: Subject) -> None:
 
 
 @rule(
+    "repeated",
+    "Several views taken at once are those that `view` gives for the same generators.",
+    "Decode once, then draw for each generator just as `view` does; or leave `repeated` out.",
+    "view-seeded",
+)
+def repeated_views(s: Subject) -> None:
+    """How many views share a reading must not change them."""
+    for record in s.records:
+        at_once = list(s.live.repeated(record, [np.random.default_rng(seed) for seed in range(3)]))
+        one_by_one = [s.live.view(record, np.random.default_rng(seed), train=True) for seed in range(3)]
+        if len(at_once) != 3 or not all(map(_equal, at_once, one_by_one)):
+            raise Broken(f"{record.key}: three views at once differ from the same three one by one")
+
+
+@rule(
     "views",
     "Each record has at least one evaluation view, shaped like the others and always the same.",
     "Return a list of Samples made without randomness; leave `views` out to evaluate the one fixed view.",

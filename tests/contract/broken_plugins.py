@@ -142,6 +142,13 @@ FAULTS = [
         "np.ascontiguousarray(array[None] + np.float32(__import__('os').getpid() % 1000))",
     ),
     plugin(
+        "repeats that are all alike",
+        "repeated-views",
+        "    # --- on the device",
+        "    def repeated(self, record: Record, rngs: Any) -> Sequence[Sample]:\n"
+        "        return [self.view(record, rngs[0], train=True)] * len(rngs)\n\n    # --- on the device",
+    ),
+    plugin(
         "no view to evaluate",
         "views",
         "    # --- on the device",

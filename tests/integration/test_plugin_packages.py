@@ -109,6 +109,10 @@ def test_a_plugins_runs_and_report_look_like_any_others(scaffolded, third_party)
 def test_the_third_partys_plugin_keeps_the_contract(environment):
     done = environment.run("maeflow", "check-modality", "inertial")
     assert "0 are broken, 0 were not run" in done.stdout
+    tests = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", THIRD_PARTY / "tests"]
+    ran = environment.run("python", "-m", "pytest", *tests, check=False)
+    assert ran.returncode == 0, ran.stdout
+    assert re.search(r"^[.]+ +\[100%\]", ran.stdout, re.MULTILINE)
 
 
 def test_lists_name_where_a_plugin_comes_from(environment):

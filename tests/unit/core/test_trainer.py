@@ -232,6 +232,31 @@ def test_the_stream_shows_every_sample_once_an_epoch_and_drops_none():
     assert [stream[i].row for i in range(7)] != [stream[i].row for i in range(7, 14)]
 
 
+def test_repeated_samples_stand_together_and_are_read_once():
+    """Three different views of every row, from one reading each."""
+    read = []
+
+    class Counting(Memory):
+        def rows(self, ids):
+            read.extend(ids)
+            return super().rows(ids)
+
+    stream = Stream([Part(np.arange(5))], 0, repeats=3)
+    draws = [stream[i] for i in range(stream.per_epoch)]
+    assert [d.row for d in draws[::3]] == [d.row for d in draws[1::3]] == [d.row for d in draws[2::3]]
+    assert sorted(d.row for d in draws[::3]) == list(range(5))
+    assert len({(d.row, d.copy) for d in draws}) == stream.per_epoch == 15
+    views = TrainViews([Counting()], stream, Signals(None), 3, None)
+    _, samples = views[MicroBatch(0, 0, 0, 15)]
+    assert sorted(read) == list(range(5))
+    assert len({row.numpy().tobytes() for row in samples.data}) > 10
+
+
+def test_repeats_that_do_not_divide_the_batch_are_refused():
+    with pytest.raises(ValueError, match="8 samples at once are not a multiple of repeats 3"):
+        TrainConfig(batch=16, micro_batch=8, repeats=3)
+
+
 def test_weights_of_sources_are_their_share_of_an_epoch():
     stream = Stream([Part(np.arange(10), 2.5), Part(np.arange(4), 0.5)], 0)
     draws = [stream[i] for i in range(stream.per_epoch)]
