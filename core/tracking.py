@@ -4,7 +4,7 @@ A stage writes to a `Tracker` and knows nothing of where the reports go. `JsonlT
 ``events.jsonl``, one JSON object per line, from which they can be mirrored elsewhere at leisure.
 
 Every event has ``t`` (seconds since the epoch) and ``kind``:
-``metrics`` (step, values) · ``picture`` (key, step, path relative to the file's folder) ·
+``metrics`` (step, values) · ``picture`` and ``media`` (key, step, path relative to the file's folder) ·
 ``progress`` (what, done, total, unit, per_second) ·
 ``rewind`` (step: later metrics come again) · ``note`` (text).
 """
@@ -30,6 +30,9 @@ class Tracker(Protocol):
     def picture(self, key: str, step: int, png: bytes) -> None:
         """Record a picture for people, a PNG, under ``key`` at ``step``."""
 
+    def media(self, key: str, step: int, data: bytes, suffix: str) -> None:
+        """Record something else for people, a file whose name ends in ``suffix``: an animation, a sound."""
+
     def progress(self, what: str, done: int, total: int, unit: str) -> None:
         """Tell that ``done`` of ``total`` units of ``what`` are finished."""
 
@@ -47,6 +50,9 @@ class NullTracker:
         """Forget."""
 
     def picture(self, key: str, step: int, png: bytes) -> None:
+        """Forget."""
+
+    def media(self, key: str, step: int, data: bytes, suffix: str) -> None:
         """Forget."""
 
     def progress(self, what: str, done: int, total: int, unit: str) -> None:
@@ -84,10 +90,17 @@ class JsonlTracker:
 
     def picture(self, key: str, step: int, png: bytes) -> None:
         """Write the picture beside the log and append its path."""
-        path = self._folder / "pictures" / f"{key.replace('/', '-')}-{step:08d}.png"
+        self._keep("picture", key, step, png, ".png")
+
+    def media(self, key: str, step: int, data: bytes, suffix: str) -> None:
+        """Write the file beside the log and append its path."""
+        self._keep("media", key, step, data, suffix)
+
+    def _keep(self, kind: str, key: str, step: int, data: bytes, suffix: str) -> None:
+        path = self._folder / "pictures" / f"{key.replace('/', '-')}-{step:08d}{suffix}"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(png)
-        self._append("picture", key=key, step=step, path=str(path.relative_to(self._folder)))
+        path.write_bytes(data)
+        self._append(kind, key=key, step=step, path=str(path.relative_to(self._folder)))
 
     def progress(self, what: str, done: int, total: int, unit: str) -> None:
         """Append at most four times a second, and always the end; the rate is over this process's own work."""

@@ -14,7 +14,7 @@ from core.tracking import EVENTS_FILE
 from core.workspace import digest_of, write_text
 from flows.stages import Context, Outcome
 
-PICTURE = "reconstructions.png"
+PICTURE, MOVING = "reconstructions.png", "reconstructions.gif"
 
 
 def write(context: Context) -> Path:
@@ -39,7 +39,8 @@ def gather(context: Context) -> ReportData:
         recipe_values=context.values,
         cards=[(_role(number), read_card(o.folder)) for number, o in enumerate(prepared)],
         curves=_curves(context.outcomes),
-        picture=_picture(by_stage.get("pretrain")),
+        picture=_embedded(by_stage.get("pretrain"), PICTURE),
+        moving=_embedded(by_stage.get("pretrain"), MOVING),
         results=_results(evaluated),
         encoder_metrics=_metrics(by_stage.get("pretrain")),
         tuned_metrics=_metrics(by_stage.get("finetune")),
@@ -74,10 +75,11 @@ def _worked(folder: Path) -> float:
     return seconds
 
 
-def _picture(outcome: Outcome[Any] | None) -> str | None:
-    if outcome is None or not (outcome.folder / PICTURE).exists():
+def _embedded(outcome: Outcome[Any] | None, name: str) -> str | None:
+    """A file of a stage in base64."""
+    if outcome is None or not (outcome.folder / name).exists():
         return None
-    return base64.b64encode((outcome.folder / PICTURE).read_bytes()).decode()
+    return base64.b64encode((outcome.folder / name).read_bytes()).decode()
 
 
 def _results(outcome: Outcome[Any] | None) -> dict[str, Any] | None:

@@ -71,6 +71,8 @@ class Mirror:
             elif event["kind"] == "picture" and event["step"] > sent.get(event["key"], -1):
                 self._picture(folder / event["path"], event["key"], event["step"])
                 sent[event["key"]] = event["step"]
+            elif event["kind"] == "media" and (folder / event["path"]).exists():
+                self._client.log_artifact(self._run_id, str(folder / event["path"]), "media")
         for start in range(0, len(metrics), BATCH):
             self._client.log_batch(self._run_id, metrics=metrics[start : start + BATCH])
         if end > self._offset:

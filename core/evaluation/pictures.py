@@ -2,21 +2,20 @@
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 from torch import Tensor
 
 from core.modality import Batch, Modality
 from core.model.objective import MaskedObjective
 from core.model.patches import gather_tokens
 
-if TYPE_CHECKING:
-    import numpy as np
-
 GAP = 4
 """Pixels between two pictures."""
+MOVING = 4
+"""Samples in an animation."""
 
 
 @torch.no_grad()
@@ -41,17 +40,55 @@ def reconstruct(objective: MaskedObjective, batch: Batch, rng: torch.Generator) 
 
 def sheet(plugin: Modality[Any], columns: Sequence[Tensor]) -> bytes:
     """A PNG with one row per sample and one column per tensor (B, C, *input_shape) of ``columns``."""
-    cells = [[_still(plugin, x.float().cpu().numpy()) for x in column] for column in columns]
+    out = io.BytesIO()
+    _page([[_still(plugin, x) for x in column] for column in columns]).save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+def moving_sheet(plugin: Modality[Any], columns: Sequence[Tensor], rows: int = MOVING) -> bytes | None:
+    """An animated GIF of the first ``rows`` samples, arranged like `sheet`; None where the plugin renders none."""
+    clips = [[_moving(plugin, x) for x in column[:rows]] for column in columns]
+    times = [milliseconds for column in clips for clip in column for _, milliseconds in clip]
+    if not times or not all(clip for column in clips for clip in column):
+        return None
+    # Files leave out a frame that equals the one before it, which then stands longer: all run by one clock here.
+    tick = min(times)
+    cells = [[[frame for frame, t in clip for _ in range(max(1, round(t / tick)))] for clip in c] for c in clips]
+    count = max(len(frames) for column in cells for frames in column)
+    pages = [_page([[frames[min(i, len(frames) - 1)] for frames in c] for c in cells]) for i in range(count)]
+    # One palette for all frames, or colours would flicker.
+    width, height = pages[0].size
+    every = Image.new("RGB", (width, height * count))
+    for number, page in enumerate(pages):
+        every.paste(page, (0, height * number))
+    palette = every.quantize(256)
+    shown = [page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages]
+    out = io.BytesIO()
+    shown[0].save(out, "GIF", save_all=True, append_images=shown[1:], duration=tick, loop=0)
+    return out.getvalue()
+
+
+def _page(cells: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Columns of pictures of one size on white."""
     width, height = cells[0][0].size
     page = Image.new("RGB", ((width + GAP) * len(cells) - GAP, (height + GAP) * len(cells[0]) - GAP), "white")
     for column, stills in enumerate(cells):
         for row, still in enumerate(stills):
             page.paste(still, (column * (width + GAP), row * (height + GAP)))
-    out = io.BytesIO()
-    page.save(out, "PNG", optimize=True)
-    return out.getvalue()
+    return page
 
 
-def _still(plugin: Modality[Any], x: "np.ndarray[Any, Any]") -> Image.Image:
-    picture = plugin.render(x)[0]
+def _still(plugin: Modality[Any], x: Tensor) -> Image.Image:
+    picture = plugin.render(x.float().cpu().numpy())[0]
     return Image.open(io.BytesIO(picture.data)).convert("RGB")
+
+
+def _moving(plugin: Modality[Any], x: Tensor) -> list[tuple[Image.Image, int]]:
+    """Frames of the plugin's first animation with their milliseconds; none where it has no animation."""
+    media = next((m for m in plugin.render(x.float().cpu().numpy()) if m.kind == "animation"), None)
+    if media is None:
+        return []
+    with Image.open(io.BytesIO(media.data)) as clip:
+        return [
+            (frame.convert("RGB"), int(frame.info.get("duration") or 100)) for frame in ImageSequence.Iterator(clip)
+        ]

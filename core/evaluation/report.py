@@ -43,6 +43,8 @@ class ReportData:
     curves: Curves = field(default_factory=dict)
     picture: str | None = None
     """Reconstructions, a PNG in base64."""
+    moving: str | None = None
+    """The same as an animated GIF in base64, where the data move."""
     results: dict[str, Any] | None = None
     """What `evaluate` wrote."""
     encoder_metrics: dict[str, float] = field(default_factory=dict)
@@ -164,10 +166,21 @@ def _reconstructions(data: ReportData) -> str:
     return (
         "<h2>What the encoder learned to fill in</h2><figure>"
         '<div class="columns" aria-hidden="true"><span>original</span><span>seen</span><span>reconstructed</span></div>'
+        f"<picture>{_moving_source(data)}"
         f'<img{small} alt="Rows of three pictures: an original, the part of it that the encoder saw, and its '
-        f'reconstruction" src="data:image/png;base64,{escape(data.picture)}">'
+        f'reconstruction" src="data:image/png;base64,{escape(data.picture)}"></picture>'
         f"<figcaption>Visible patches are the original's own{scaled}. The sharpness of the hidden parts is not the "
         "aim, what the encoder had to know to guess them is.</figcaption></figure>"
+    )
+
+
+def _moving_source(data: ReportData) -> str:
+    """The animation for those who have not asked their system for less motion."""
+    if not data.moving:
+        return ""
+    return (
+        '<source media="(prefers-reduced-motion: no-preference)" type="image/gif" '
+        f'srcset="data:image/gif;base64,{escape(data.moving)}">'
     )
 
 

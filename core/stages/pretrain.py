@@ -14,7 +14,7 @@ from core.data.loading import FixedViews, Ids, Part, Stream, TrainViews
 from core.data.seeds import seed_of, torch_rng
 from core.data.store import PreparedStore
 from core.errors import StageError
-from core.evaluation.pictures import reconstruct, sheet
+from core.evaluation.pictures import moving_sheet, reconstruct, sheet
 from core.evaluation.probes import knn_predict
 from core.modality import Modality, Stats
 from core.model.mae import MaskedAutoencoder
@@ -42,6 +42,7 @@ from core.workspace import write_bytes
 ENCODER_FILE = "encoder.safetensors"
 MODEL_FILE = "autoencoder.safetensors"
 PICTURE_FILE = "reconstructions.png"
+MOVING_FILE = "reconstructions.gif"
 SHOWN = 8
 """Samples in a reconstruction picture."""
 PROBE_LIMIT = 5000
@@ -249,3 +250,7 @@ class _Look:
         png = sheet(self._plugin, columns)
         write_bytes(self._work.folder / PICTURE_FILE, png)
         self._work.tracker.picture("reconstructions", step, png)
+        moving = moving_sheet(self._plugin, columns)
+        if moving is not None:
+            write_bytes(self._work.folder / MOVING_FILE, moving)
+            self._work.tracker.media("reconstructions", step, moving, ".gif")

@@ -17,7 +17,7 @@ from core.evaluation.metrics import paired_interval, per_class
 from core.evaluation.report import MOST_FILES, ReportData, StageTime, render_report
 
 HOSTILE = "\"><script src=//evil.example/x.js></script><img src=x onerror=alert(1)>'&.jpg"
-VOID = {"meta", "img", "br", "line", "circle", "polyline"}
+VOID = {"meta", "img", "source", "br", "line", "circle", "polyline"}
 
 
 class Page(HTMLParser):
@@ -154,6 +154,14 @@ def test_a_screen_reader_is_told_what_pictures_and_columns_are(name):
     assert all(drawing.get("aria-label") for drawing in page.all("svg"))
     assert all(head.get("scope") in ("row", "col") for head in page.all("th"))
     assert page.all("html")[0]["lang"] == "en"
+
+
+def test_what_moves_moves_unless_the_reader_wants_less_motion():
+    page = Page(render_report(data(moving="R0lGODlh")))
+    (source,) = page.all("source")
+    assert source["srcset"] == "data:image/gif;base64,R0lGODlh"
+    assert source["media"] == "(prefers-reduced-motion: no-preference)"
+    assert not Page(render_report(data())).all("source")
 
 
 def test_what_a_run_lacks_is_left_out_of_its_page():

@@ -48,10 +48,12 @@ def test_events_arrive_once_across_restarts_and_rewinds(client, run_id, tmp_path
         for step in range(4, 9):
             tracker.metrics(step, {"pretrain/loss": 1.0 / step, "pretrain/lr": 0.1})
         tracker.picture("reconstructions", 8, png())
+        tracker.media("reconstructions", 8, b"GIF89a", ".gif")
         assert Mirror(client, run_id, lambda: tmp_path, state).close()
     assert history(client, run_id, "pretrain/loss") == [(s, pytest.approx(1 / s)) for s in range(1, 9)]
     assert [step for step, _ in history(client, run_id, "pretrain/lr")] == [4, 5, 6, 7, 8]
     assert any("reconstructions" in f.path for f in client.list_artifacts(run_id, "images"))
+    assert [f.path for f in client.list_artifacts(run_id, "media")] == ["media/reconstructions-00000008.gif"]
 
 
 def test_a_half_written_event_waits_for_its_end(client, run_id, tmp_path):
