@@ -33,7 +33,7 @@ class InertialSettings(PluginSettings):
     """Windows of a segment, at even distances, whose predictions are averaged in evaluation."""
     units: tuple[str, str] = ("g", "rad/s")
     """Units of acceleration and of rotation in the files, as pictures name them."""
-    drawn: tuple[PositiveFloat, PositiveFloat] = (2.0, 6.0)
+    drawn: tuple[PositiveFloat, PositiveFloat] = (3.0, 8.0)
     """Largest acceleration and rotation that pictures show, in these units; larger values are cut off."""
     pretrain: AugmentConfig = training_only(AugmentConfig(rotation=15, scale=0.1))
     """Changes of training windows in pretraining."""

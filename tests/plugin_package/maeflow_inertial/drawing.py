@@ -13,8 +13,8 @@ FINER = 2
 """Curves are drawn this much larger and shrunk, which smooths them."""
 LEFT, RIGHT, TOP, PANEL, GAP = 34, 8, 14, 70, 18
 """Margins, the height of a panel and the room above the second one."""
-COLOURS = ("#d1495b", "#2a7f62", "#2f6fb5", "#a8adb3")
-"""Axes x, y, z (Okabe's order of hue, far apart in lightness too) and the length of the vector."""
+COLOURS = ("#d55e00", "#009e73", "#0072b2", "#a8adb3")
+"""Axes x, y, z, in colours of Okabe and Ito's that colour-blind people tell apart, and the length of the vector."""
 INK, RULE = "#3c4146", "#d8dce0"
 
 

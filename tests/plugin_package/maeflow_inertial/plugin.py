@@ -98,4 +98,5 @@ class InertialModality(Modality[InertialSettings]):
 
 def _with_lengths(x: Tensor) -> Tensor:
     """(B, 6, W) with the lengths of acceleration and rotation behind: (B, 8, W)."""
-    return torch.cat([x, x.unflatten(1, (2, 3)).norm(dim=2)], dim=1)
+    lengths = [vector.norm(dim=1, keepdim=True) for vector in (x[:, :3], x[:, 3:])]
+    return torch.cat([x, *lengths], dim=1)
