@@ -268,6 +268,10 @@ class PretrainConfig(TrainConfig):
     """Normalisation of the target."""
     decode_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the hidden patches that is decoded and enters the loss, drawn anew each step."""
+    decode_kind: Literal["random", "running_cell"] = "random"
+    """Which of them: any, or a pattern of 2x2 cells that moves on along the first axis (Wang et al. 2023)."""
+    predict_stride: PositiveInt = 1
+    """Of the values of a patch along its first axis, every how many-th is predicted; 2 of 2 frames halves the work."""
     masks_per_sample: PositiveInt = 1
     """How many masks one decoded sample is used with in a step."""
 
@@ -329,7 +333,7 @@ class EvaluateConfig(Config):
     linear_c: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)
     """Inverse regularisation strengths of the linear probe, chosen on the validation split."""
     bootstrap: PositiveInt = 1000
-    """Resamples behind each confidence interval."""
+    """Resamples behind each confidence interval; groups are drawn whole."""
     label_efficiency: LabelEfficiencyConfig | None = LabelEfficiencyConfig()
     """The comparison with random initialisation; left out where null."""
 
@@ -342,7 +346,7 @@ class ComputeConfig(Config):
     workers: Annotated[int, Field(ge=0)] | None = no_result(None)
     """Preparation and loader processes. Default: all processors prepare; loaders only beside an accelerator."""
     threads: PositiveInt | None = no_result(None)
-    """Arithmetic threads of a CPU process; default: torch's own choice."""
+    """Arithmetic threads on the CPU, or small fine-tunings side by side; default: torch's choice, all processors."""
     checkpoint_seconds: Annotated[float, Field(gt=0)] = no_result(60.0)
     """Seconds between two training checkpoints."""
     keep: PositiveInt = no_result(2)

@@ -81,7 +81,7 @@ class Sample:
     target: Any = None
     """The record's target, or a dense target cut like the data."""
     length: int | None = None
-    """Extent of real data along the first axis, where the rest is padding."""
+    """Extent of real data along the first axis of the input, where the rest is padding; all samples tell, or none."""
 
 
 @dataclass(slots=True)

@@ -166,7 +166,7 @@ def _in_folder(source: str, suffixes: frozenset[str], sniff: Sniff) -> Iterator[
     found = [
         (key, path)
         for key, path in _walk(source)
-        if Path(key).suffix.lower() in suffixes or (Path(path).is_file() and sniff(path))
+        if (Path(key).suffix.lower() in suffixes or (Path(path).is_file() and sniff(path))) and not _is_manifest(path)
     ]
     tops = {key.split("/")[0] for key, _ in found if "/" in key}
     split_names = bool(tops) and tops <= SPLITS.keys()
@@ -176,6 +176,11 @@ def _in_folder(source: str, suffixes: frozenset[str], sniff: Sniff) -> Iterator[
         label = folders[0] if folders else None
         size, mtime = _facts(path)
         yield Item(key, path, target=label, split=split, size=size, mtime_ns=mtime)
+
+
+def _is_manifest(path: str) -> bool:
+    """Whether a table lists files, as one beside them may where a plugin reads tables."""
+    return Path(path).suffix.lower() in TABLES and Path(path).is_file() and "path" in _columns(Path(path))
 
 
 def _alone(file: Path, suffixes: frozenset[str], sniff: Sniff) -> Iterator[Item]:

@@ -8,16 +8,34 @@ from numpy.typing import NDArray
 
 
 def bootstrap_interval(
-    values: NDArray[Any], rng: np.random.Generator, resamples: int, level: float = 0.95
+    values: NDArray[Any],
+    rng: np.random.Generator,
+    resamples: int,
+    groups: Sequence[str | None] | None = None,
+    level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of ``values`` (N,), such as 0/1 for correct answers."""
+    """Percentile bootstrap interval of the mean of ``values`` (N,), such as 0/1 for correct answers.
+
+    Values of one group are drawn together: ten segments of a person are not ten people (Field and Welsh 2007).
+    """
     values = np.asarray(values, dtype=np.float64)
+    sums, counts = _by_group(values, groups)
     means = np.empty(resamples)
     for number in range(resamples):
-        means[number] = values[rng.integers(len(values), size=len(values))].mean()
+        drawn = rng.integers(len(sums), size=len(sums))
+        means[number] = sums[drawn].sum() / counts[drawn].sum()
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def _by_group(values: NDArray[Any], groups: Sequence[str | None] | None) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Sum and count of each group's values; what has no group stands alone."""
+    if groups is None or all(group is None for group in groups):
+        return values, np.ones(len(values))
+    names = [f"alone {number}" if group is None else f"in {group}" for number, group in enumerate(groups)]
+    _, place = np.unique(names, return_inverse=True)
+    return np.bincount(place, weights=values), np.bincount(place).astype(np.float64)
 
 
 def paired_interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:

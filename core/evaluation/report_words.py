@@ -158,6 +158,10 @@ def limits(results: Mapping[str, Any] | None, cards: Sequence[Mapping[str, Any]]
         lines.append("Test items come from the same source as the training items; other sources may be harder.")
         if results["intervals"]:
             lines.append("The interval of the tuned model shows the chance in the test items, not in training.")
+            groups = results.get("groups", 0)
+            if groups:
+                few = "; so few tell little about others" if groups < FEW else ""
+                lines.append(f"The test items come from {counted(groups, 'group')}, drawn whole for the interval{few}.")
     if results and results.get("label_efficiency"):
         lines.append(
             "Intervals of the label-efficiency table show the spread over labelled subsets and heads, all from the "

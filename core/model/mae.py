@@ -126,7 +126,8 @@ class Decoder(nn.Module):
 
     pos_embed: Tensor
 
-    def __init__(self, spec: PatchSpec, config: ModelConfig) -> None:
+    def __init__(self, spec: PatchSpec, config: ModelConfig, values: int | None = None) -> None:
+        """Predict ``values`` per patch; by default all of them."""
         super().__init__()
         size = config.decoder
         self.prefix = 1 if config.cls_token else 0
@@ -135,7 +136,7 @@ class Decoder(nn.Module):
         self.register_buffer("pos_embed", fixed_positions(spec, config, size.width))
         self.blocks = blocks(size.width, size.depth, size.heads, config.mlp_ratio, 0.0)
         self.norm = nn.LayerNorm(size.width, eps=NORM_EPS)
-        self.pred = nn.Linear(size.width, spec.values)
+        self.pred = nn.Linear(size.width, values or spec.values)
         init_linear(self)
 
     def forward(
@@ -160,10 +161,10 @@ class Decoder(nn.Module):
 class MaskedAutoencoder(nn.Module):
     """Encoder and decoder together."""
 
-    def __init__(self, spec: PatchSpec, config: ModelConfig, drop_path: float = 0.0) -> None:
+    def __init__(self, spec: PatchSpec, config: ModelConfig, drop_path: float = 0.0, values: int | None = None) -> None:
         super().__init__()
         self.encoder = Encoder(spec, config, drop_path)
-        self.decoder = Decoder(spec, config)
+        self.decoder = Decoder(spec, config, values)
 
     def forward(self, patches_BNP: Tensor, mask: Mask, decode_BM: Tensor, valid_BN: Tensor | None = None) -> Tensor:
         """Predicted values (B, M, P) of the patches ``decode_BM``, a part or all of the hidden ones."""

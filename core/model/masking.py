@@ -79,6 +79,30 @@ def sampler(config: MaskConfig, grid: tuple[int, ...]) -> MaskSampler:
     return sample
 
 
+def running_cells(grid: tuple[int, ...], fraction: float) -> Callable[[int, torch.Generator], Tensor]:
+    """Draws which patches a decoder looks at first, (B, N) bool: about ``fraction`` of every cell of 2x2 patches.
+
+    The chosen patches go round their cell by one with every index of the first axis, and start anywhere
+    (Wang et al. 2023, VideoMAE V2, section 3.2).
+
+    Raises:
+        ValueError: if the grid has fewer than three axes.
+    """
+    if len(grid) < 3:
+        raise ValueError(f"running cells move along the first of three axes or more, the grid is {grid}")
+    chosen = min(max(round(4 * fraction), 1), 3)
+    row, column = torch.meshgrid(torch.arange(grid[-2]) % 2, torch.arange(grid[-1]) % 2, indexing="ij")
+    place = torch.where(row == 0, column, 3 - column)  # Round the cell: right, down, left.
+    middle = math.prod(grid[1:-2])
+    turns = place.repeat(grid[0], middle, 1, 1) - torch.arange(grid[0]).view(-1, 1, 1, 1)
+
+    def draw(samples: int, rng: torch.Generator) -> Tensor:
+        start = torch.randint(4, (samples, 1), generator=rng, device=rng.device)
+        return (turns.to(rng.device).reshape(1, -1) - start) % 4 < chosen
+
+    return draw
+
+
 Draw = Callable[[int, torch.Generator], Tensor]
 
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from core.config import NormPix, PretrainConfig
 from core.modality import Batch, Stats
 from core.model.mae import MaskedAutoencoder
-from core.model.masking import Mask, MaskSampler
-from core.model.patches import gather_tokens
+from core.model.masking import Mask, MaskSampler, running_cells
+from core.model.patches import PatchSpec, gather_tokens
 
 EPS = 1e-6
 
@@ -25,16 +25,27 @@ class PatchScale:
 
 
 class PixelTarget:
-    """Turns patches of normalised input into targets by one of the four conventions, and back into features."""
+    """Turns patches of normalised input into targets by one of the four conventions, and back into features.
 
-    def __init__(self, norm_pix: NormPix, channels: int, stats: Stats) -> None:
-        self._norm = norm_pix
-        self._channels = channels
+    With a stride, only every so many-th index along the first axis of a patch is a target: (B, M, P / stride).
+
+    Raises:
+        ValueError: if the stride does not divide that axis.
+    """
+
+    def __init__(self, config: PretrainConfig, spec: PatchSpec, stats: Stats) -> None:
+        self._norm = config.norm_pix
+        self._channels = spec.channels
         self._stats = stats
+        self._first, self._stride = spec.patch_shape[0], config.predict_stride
+        if self._first % self._stride:
+            raise ValueError(f"predict_stride {self._stride} does not divide the patch's first axis of {self._first}")
 
     def __call__(self, patches_BMP: Tensor) -> tuple[Tensor, PatchScale]:
-        """Targets (B, M, P) in float32, and what would undo them."""
+        """Targets (B, M, P / stride) in float32, and what would undo them."""
         values = upcast(patches_BMP)
+        if self._stride > 1:
+            values = values.reshape(*values.shape[:-1], self._first, -1)[..., :: self._stride, :].flatten(-2)
         if self._norm is NormPix.CHANNEL_STD:
             values = self._per_pixel(values) * self._stats.std + self._stats.mean
             values = values.flatten(-2)
@@ -42,9 +53,13 @@ class PixelTarget:
         return (values - scale.shift) / scale.scale, scale
 
     def restore(self, predicted_BMP: Tensor, scale: PatchScale) -> Tensor:
-        """Predictions (B, M, P) in the units of the plugin's features."""
+        """Predictions (B, M, P / stride) as whole patches (B, M, P) in the units of the plugin's features."""
         values = upcast(predicted_BMP) * scale.scale + scale.shift
-        return values if self._norm is NormPix.CHANNEL_STD else self.denormalise(values)
+        values = values if self._norm is NormPix.CHANNEL_STD else self.denormalise(values)
+        if self._stride > 1:  # What is not predicted is shown as what is before it.
+            parts = values.reshape(*values.shape[:-1], self._first // self._stride, -1)
+            values = parts.repeat_interleave(self._stride, dim=-2).flatten(-2)
+        return values
 
     def denormalise(self, patches_BMP: Tensor) -> Tensor:
         """Patches of normalised input (B, M, P) in the units of the plugin's features."""
@@ -105,7 +120,9 @@ class MaskedObjective(Objective):
         self.draw = masks
         self._repeats = config.masks_per_sample
         self._fraction = config.decode_fraction
-        self.target = PixelTarget(config.norm_pix, model.encoder.spec.channels, stats)
+        self.target = PixelTarget(config, model.encoder.spec, stats)
+        cells = config.decode_kind == "running_cell"
+        self._first = running_cells(model.encoder.spec.grid, self._fraction) if cells else None
 
     def forward(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The reconstruction loss and the realised mask ratio."""
@@ -114,13 +131,18 @@ class MaskedObjective(Objective):
             patches = patches.repeat_interleave(self._repeats, dim=0)
             valid = None if valid is None else valid.repeat_interleave(self._repeats, dim=0)
         mask = self.draw(patches.shape[0], rng, valid)
-        decode = self.decoded(mask)
+        decode = self.decoded(mask, rng)
         predicted = self.model(patches, mask, decode, valid)
         target, _ = self.target(gather_tokens(patches, decode))
         counted = None if valid is None else valid.gather(1, decode)
         return reconstruction_loss(predicted, target, counted), {"mask_ratio": mask.ratio}
 
-    def decoded(self, mask: Mask) -> Tensor:
-        """The hidden patches (B, M') that are decoded: all, or the first of their random order."""
-        hidden = mask.masked_BM.shape[1]
-        return mask.masked_BM[:, : max(1, round(hidden * self._fraction))]
+    def decoded(self, mask: Mask, rng: torch.Generator) -> Tensor:
+        """The hidden patches (B, M') that are decoded: all, the first of their random order, or those in the cells."""
+        hidden = mask.masked_BM
+        count = max(1, round(hidden.shape[1] * self._fraction))
+        if self._first is not None:
+            # As many for each sample: where a pattern has too few hidden patches, others make up for them.
+            outside = ~self._first(hidden.shape[0], rng).gather(1, hidden)
+            hidden = hidden.gather(1, outside.int().argsort(dim=1, stable=True))
+        return hidden[:, :count]

@@ -99,11 +99,13 @@ def score_tuned(recipe: Recipe, tuned: TunedModel, on: Labelled, test: Ids, work
     logits, targets = predict_views(model.to(on.stats.mean.device), on, test, recipe.evaluate.batch)
     results: dict[str, Any] = {"test": on.task.metrics(logits, targets), "intervals": {}}
     rng = np.random.default_rng(seed_of(recipe.seed, "bootstrap"))
+    groups = on.store.groups(test)
+    results["groups"] = len({group for group in groups if group is not None})
     if on.task.kind is TaskKind.SINGLE:
         order = logits.topk(min(5, on.task.outputs), dim=1).indices == targets[:, None]
         for name, correct in (("top1", order[:, 0]), ("top5", order.any(dim=1))):
             if name in results["test"]:
-                interval = bootstrap_interval(correct.numpy(), rng, recipe.evaluate.bootstrap)
+                interval = bootstrap_interval(correct.numpy(), rng, recipe.evaluate.bootstrap, groups)
                 results["intervals"][name] = interval
         confusion = confusion_matrix(logits.argmax(1).numpy(), targets.numpy(), on.task.outputs)
         results["confusion"] = confusion.tolist()

@@ -115,7 +115,8 @@ def build(spec: PatchSpec, recipe: Recipe, masks: MaskSampler, stats: Stats, dev
     """A freshly initialised autoencoder with its objective; weights depend on the recipe's seed alone."""
     config = recipe.pretrain
     torch.manual_seed(seed_of(recipe.seed, "init"))
-    model = MaskedAutoencoder(spec, recipe.model, config.drop_path).to(device)
+    values = spec.values // config.predict_stride
+    model = MaskedAutoencoder(spec, recipe.model, config.drop_path, values).to(device)
     return MaskedObjective(model, config, masks, stats).to(device)
 
 

@@ -249,7 +249,8 @@ def loss_falls(s: Subject) -> None:
 def small_training(s: Subject) -> list[float]:
     """Losses of a small autoencoder over `STEPS` steps on the views of the source."""
     torch.manual_seed(0)
-    model = MaskedAutoencoder(s.live.patches(), SMALL, 0.0)
+    spec = s.live.patches()
+    model = MaskedAutoencoder(spec, SMALL, 0.0, spec.values // s.recipe.pretrain.predict_stride)
     objective = MaskedObjective(model, s.recipe.pretrain, _sampler(s), s.stats)
     optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95))
     losses = []

@@ -16,7 +16,7 @@ rule = BOOK.rule
 
 @rule(
     "view",
-    "Every view of every record is a Sample of one shape and one compact type, with finite values.",
+    "Every view of every record is a Sample of one shape and one compact type, finite; all have a length or none has.",
     "Crop or pad to the settings' size in `view`; return NumPy arrays of the stored type, never float64.",
     "records-compact",
     "labels-fit",
@@ -40,7 +40,8 @@ def _facts(record: Record, sample: Sample) -> tuple[Any, ...]:
         raise Broken(f"{record.key}: a view is of type float64, twice the bytes a worker has to send")
     if sample.data.dtype.kind == "f" and not np.isfinite(sample.data).all():
         raise Broken(f"{record.key}: a view holds values that are not finite")
-    return sample.data.shape, str(sample.data.dtype)
+    told = "without a length" if sample.length is None else "with a length"
+    return sample.data.shape, str(sample.data.dtype), told
 
 
 def _equal(one: Sample, other: Sample) -> bool:

@@ -122,6 +122,12 @@ FAULTS = [
         "for axis, size in enumerate(self._size):",
         "for axis, size in enumerate((self._size[0], self._size[1] + 2 * train)):",
     ),
+    plugin(
+        "a length where something was padded only",
+        "view",
+        "array[None]), record.target)",
+        "array[None]), record.target, length=5 if record.key < '05' else None)",
+    ),
     plugin("unseeded randomness", "view-seeded", "rng.integers(", "np.random.default_rng().integers("),
     plugin(
         "random without training",

@@ -192,7 +192,8 @@ pretrain.warmup_epochs pretrain.batch pretrain.micro_batch pretrain.repeats
 pretrain.base_lr pretrain.min_lr pretrain.betas
 pretrain.weight_decay pretrain.clip_grad pretrain.drop_path pretrain.precision pretrain.ema
 pretrain.input_shape pretrain.validate_every pretrain.mask.kind pretrain.mask.ratio pretrain.mask.count_rule
-pretrain.mask.block pretrain.mask.axis pretrain.norm_pix pretrain.decode_fraction pretrain.masks_per_sample
+pretrain.mask.block pretrain.mask.axis pretrain.norm_pix pretrain.decode_fraction pretrain.decode_kind
+pretrain.predict_stride pretrain.masks_per_sample
 finetune.epochs finetune.warmup_epochs finetune.batch finetune.micro_batch finetune.repeats
 finetune.base_lr finetune.min_lr
 finetune.betas finetune.weight_decay finetune.clip_grad finetune.drop_path finetune.precision finetune.ema

@@ -7,7 +7,7 @@ from core.config import DecoderConfig, MaskConfig, ModelConfig, NormPix, Pretrai
 from core.modality import Batch, Stats
 from core.model.heads import Classifier
 from core.model.mae import Encoder, MaskedAutoencoder
-from core.model.masking import Mask, sampler
+from core.model.masking import Mask, running_cells, sampler
 from core.model.objective import MaskedObjective, PixelTarget, reconstruction_loss
 from core.model.patches import PatchSpec
 
@@ -24,7 +24,7 @@ def objective(spec, *, model=SMALL, **config):
     settings = PretrainConfig(**config)
     stats = Stats(torch.full((spec.channels,), 0.4), torch.full((spec.channels,), 0.2))
     torch.manual_seed(0)
-    network = MaskedAutoencoder(spec, model)
+    network = MaskedAutoencoder(spec, model, values=spec.values // settings.predict_stride)
     return MaskedObjective(network, settings, sampler(settings.mask, spec.grid), stats)
 
 
@@ -46,7 +46,7 @@ def test_every_parameter_learns_on_any_number_of_axes(spec, cls_token):
 @pytest.mark.parametrize("norm_pix", list(NormPix))
 def test_restoring_the_exact_target_gives_the_input_back(norm_pix):
     stats = Stats(torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.1]))
-    target = PixelTarget(norm_pix, 3, stats)
+    target = PixelTarget(PretrainConfig(norm_pix=norm_pix), PatchSpec(3, (16,), (16,)), stats)
     features = torch.rand(2, 5, 48, dtype=torch.float64)
     patches = ((features.unflatten(-1, (-1, 3)) - stats.mean) / stats.std).flatten(-2)
     values, scale = target(patches)
@@ -66,13 +66,19 @@ def test_the_four_conventions_by_their_formulas():
     raw = pixels * stats.std + stats.mean
     expected[NormPix.CHANNEL_STD] = ((raw - raw.mean(0)) / (raw.std(0) + 1e-6)).reshape(1, 1, 8)
     for norm_pix, value in expected.items():
-        assert torch.allclose(PixelTarget(norm_pix, 2, stats)(x)[0], value, atol=1e-9), norm_pix
+        assert torch.allclose(
+            PixelTarget(PretrainConfig(norm_pix=norm_pix), PatchSpec(2, (4,), (4,)), stats)(x)[0], value, atol=1e-9
+        ), norm_pix
 
 
 def test_a_constant_patch_is_no_division_by_zero():
     stats = Stats(torch.zeros(3), torch.ones(3))
     for norm_pix in NormPix:
-        assert PixelTarget(norm_pix, 3, stats)(torch.zeros(1, 2, 12))[0].isfinite().all()
+        assert (
+            PixelTarget(PretrainConfig(norm_pix=norm_pix), PatchSpec(3, (4,), (4,)), stats)(torch.zeros(1, 2, 12))[0]
+            .isfinite()
+            .all()
+        )
 
 
 def test_padding_does_not_enter_the_loss():
@@ -175,3 +181,58 @@ def test_loss_falls():
         optimizer.zero_grad()
         losses.append(loss.item())
     assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
+
+
+CLIPS = PatchSpec(3, (8, 16, 24), (2, 4, 4))
+
+
+def test_every_second_frame_is_predicted_and_scaled_back():
+    """As mae_st predicts 8 of 16 frames: the target is of those frames alone, the picture holds them in between."""
+    task = objective(CLIPS, predict_stride=2, norm_pix=NormPix.PATCH)
+    x = torch.randn(2, 3, 8, 16, 24)
+    patches = CLIPS.patchify(x)
+    target, scale = task.target(patches)
+    frames = PatchSpec(3, (4, 16, 24), (1, 4, 4))
+    expected = frames.patchify(x[:, :, ::2])
+    expected = (expected - expected.mean(-1, keepdim=True)) / (expected.var(-1, keepdim=True) + 1e-6).sqrt()
+    assert torch.allclose(target, expected, atol=1e-5)
+    shown = CLIPS.unpatchify(task.target.restore(target, scale))
+    assert torch.allclose(shown[:, :, ::2], x[:, :, ::2] * 0.2 + 0.4, atol=1e-5)
+    assert torch.equal(shown[:, :, 1::2], shown[:, :, ::2])
+    loss, _ = task(Batch(x), rng())
+    loss.backward()
+    assert task.model.decoder.pred.weight.shape[0] == CLIPS.values // 2
+
+
+def test_a_stride_that_does_not_divide_the_patch_is_refused():
+    with pytest.raises(ValueError, match="predict_stride 3 does not divide the patch's first axis of 2"):
+        objective(CLIPS, predict_stride=3)
+
+
+def test_running_cells_choose_a_moving_half_of_every_cell():
+    draw = running_cells((4, 4, 6), 0.5)
+    pattern = draw(64, rng()).view(64, 4, 2, 2, 3, 2)
+    assert (pattern.sum(dim=(3, 5)) == 2).all(), "half of every cell of 2x2"
+    cells = pattern.permute(0, 1, 2, 4, 3, 5).reshape(64, 4, 6, 4)
+    assert (cells == cells[:, :, :1]).all(), "the same in every cell"
+    turning = cells[:, :, 0][..., [0, 1, 3, 2]]  # Round the cell.
+    for time in range(3):
+        assert torch.equal(turning[:, time + 1], turning[:, time].roll(1, dims=-1))
+    assert len({tuple(p.tolist()) for p in turning[:, 0]}) == 4, "it starts anywhere"
+
+
+def test_a_decoder_looks_at_the_running_cells_first():
+    task = objective(CLIPS, decode_fraction=0.5, decode_kind="running_cell")
+    mask = task.draw(4, rng(), None)
+    decoded = task.decoded(mask, rng(7))
+    wanted = running_cells(CLIPS.grid, 0.5)(4, rng(7))
+    assert decoded.shape[1] == round(0.5 * mask.masked_BM.shape[1])
+    for sample in range(4):
+        hidden = set(mask.masked_BM[sample].tolist())
+        chosen = decoded[sample].tolist()
+        assert len(set(chosen)) == len(chosen)
+        assert set(chosen) <= hidden
+        within = [place for place in hidden if wanted[sample, place]]
+        assert len(set(chosen) & set(within)) == min(len(within), len(chosen))
+    with pytest.raises(ValueError, match="three axes or more"):
+        running_cells((4, 4), 0.5)

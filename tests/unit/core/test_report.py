@@ -156,6 +156,13 @@ def test_a_screen_reader_is_told_what_pictures_and_columns_are(name):
     assert page.all("html")[0]["lang"] == "en"
 
 
+def test_few_groups_are_told():
+    assert "from 3 groups, drawn whole" in Page(render_report(data(results=results(groups=3)))).text
+    assert "so few tell little" in Page(render_report(data(results=results(groups=3)))).text
+    assert "so few" not in Page(render_report(data(results=results(groups=400)))).text
+    assert "drawn whole" not in Page(render_report(data(results=results(groups=0)))).text
+
+
 def test_what_moves_moves_unless_the_reader_wants_less_motion():
     page = Page(render_report(data(moving="R0lGODlh")))
     (source,) = page.all("source")

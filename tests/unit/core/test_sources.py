@@ -141,6 +141,12 @@ def test_a_single_file_may_hold_everything(tmp_path):
         assert [key for key, _, _ in listing(file)] == [name]
 
 
+def test_a_manifest_beside_its_files_is_no_item_where_tables_are_data(tmp_path):
+    (tmp_path / "one.csv").write_text("x,y\n1,2\n")
+    (tmp_path / "manifest.csv").write_text("path,label\none.csv,a\n")
+    assert [i.key for i in discover(str(tmp_path), frozenset({".csv"}), sniff)] == ["one.csv"]
+
+
 def test_a_saved_dataset_is_known_by_its_files(tmp_path):
     (tmp_path / "state.json").write_text(json.dumps({}))
     assert kind_of(str(tmp_path)) == "huggingface"
