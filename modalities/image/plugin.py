@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from core.data import crops
 from core.data.codecs import decode
 from core.data.sources import discover
 from core.modality import Batch, Item, Media, Modality, Record, Sample, SampleBatch, Stats
@@ -58,21 +59,21 @@ class ImageModality(Modality[ImageSettings]):
         height, width = pixels.shape[1:]
         settings = self._augment
         if train and settings.affine and pixels.shape[0] in (1, 3) and pixels.dtype is torch.uint8:
-            whole = augment.resize(pixels, (0, 0, width, height), self.size)
+            whole = crops.resize(pixels, (0, 0, width, height), self.size)
             pixels = _tensor(augment.affine(_picture(whole), settings.affine, rng))
         else:
-            pixels = augment.resize(pixels, self._box(width, height, rng if train else None), self.size)
+            pixels = crops.resize(pixels, self._box(width, height, rng if train else None), self.size)
         if train and settings.rand_augment:
             pixels = _tensor(augment.rand_augment(_picture(pixels), settings.rand_augment, rng))
         return Sample(pixels.numpy(), record.target)
 
-    def _box(self, width: int, height: int, rng: np.random.Generator | None) -> augment.Box:
+    def _box(self, width: int, height: int, rng: np.random.Generator | None) -> crops.Box:
         """What part of an image is seen: a random crop, or the centre where ``rng`` is absent."""
         if rng is not None and not self._augment.affine:
-            return augment.crop_box((width, height), self._augment, rng)
+            return crops.random_box((width, height), self._augment.crop_scale, self._augment.crop_ratio, rng)
         if rng is not None or self.settings.eval_crop == 1:
             return 0, 0, width, height
-        return augment.centre_box((width, height), self.size, self.settings.eval_crop)
+        return crops.centre_box((width, height), self.size, self.settings.eval_crop)
 
     def features(self, samples: SampleBatch) -> Tensor:
         """(B, C, H, W) float32; integers over their largest value, so 0 to 1."""
@@ -85,8 +86,8 @@ class ImageModality(Modality[ImageSettings]):
         """Normalised; in training flipped and erased sample by sample."""
         x = stats.normalise(self.features(samples))
         if train:
-            x = augment.flip(x, self._augment.flip, rng)
-            x = augment.erase(x, self._augment.erasing, rng)
+            x = crops.flip(x, self._augment.flip, rng)
+            x = crops.erase(x, self._augment.erasing, rng)
         return Batch(x, samples.target)
 
     def render(self, x: Array) -> Sequence[Media]:

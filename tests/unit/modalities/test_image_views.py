@@ -42,16 +42,6 @@ def test_views_repeat_with_their_generator(tmp_path, settings):
     assert any(not np.array_equal(first, view(plugin, rec, seed)) for seed in range(2, 6))
 
 
-def test_crops_take_the_asked_share_of_the_area():
-    rng = np.random.default_rng(0)
-    settings = AugmentConfig(crop_scale=(0.3, 0.5), crop_ratio=(0.75, 4 / 3))
-    for _ in range(300):
-        left, upper, right, lower = augment.crop_box((90, 60), settings, rng)
-        assert 0 <= left < right <= 90
-        assert 0 <= upper < lower <= 60
-        assert 0.26 <= (right - left) * (lower - upper) / 5400 <= 0.54
-
-
 def test_the_fixed_view_is_the_centre(tmp_path):
     plugin = ImageModality(ImageSettings(size=(32, 32), patch=(8, 8), eval_crop=0.5))
     got = view(plugin, record(plugin, tmp_path), 0, train=False)
@@ -78,25 +68,6 @@ def test_each_stage_has_its_own_views_and_size(tmp_path):
     assert tuning.patches().grid == (2, 3)
     whole = np.asarray(Image.fromarray(PICTURE).resize((24, 16), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     assert np.abs(got.astype(int) - whole).max() <= 2
-
-
-def test_flips_mirror_about_half_of_a_batch_and_repeat():
-    x = torch.randn(200, 3, 4, 6)
-    first, again = (augment.flip(x, 0.5, torch.Generator().manual_seed(0)) for _ in range(2))
-    mirrored = (first == x.flip(-1)).flatten(1).all(1)
-    assert torch.equal(first, again)
-    assert torch.equal(first[~mirrored], x[~mirrored])
-    assert 60 < mirrored.sum() < 140
-
-
-def test_erasing_replaces_rectangles_of_some_images():
-    x = torch.full((200, 3, 32, 32), 7.0)
-    out = augment.erase(x, 0.25, torch.Generator().manual_seed(0))
-    touched = (out != 7.0).any(dim=1).flatten(1).float().mean(1)
-    chosen = touched > 0
-    assert 30 < chosen.sum() < 70
-    assert touched[chosen].max() <= 0.4
-    assert torch.equal(augment.erase(x, 0.0, torch.Generator()), x)
 
 
 def test_integers_of_any_width_become_zero_to_one():
