@@ -1,9 +1,6 @@
-"""Random motions and RandAugment of one picture, in the worker."""
+"""Small random motions of a picture that must be seen whole."""
 
 import math
-import random
-from functools import cache
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,19 +19,3 @@ def affine(picture: Image.Image, settings: AffineConfig, rng: np.random.Generato
     cx, cy = (width - 1) / 2, (height - 1) / 2
     matrix = (cos, sin, cx - cos * cx - sin * cy + dx, -sin, cos, cy + sin * cx - cos * cy + dy)
     return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
-
-
-@cache
-def _policy(name: str) -> Any:
-    from timm.data.auto_augment import rand_augment_transform
-
-    return rand_augment_transform(name, {"translate_const": 100})
-
-
-def rand_augment(picture: Image.Image, policy: str, rng: np.random.Generator) -> Image.Image:
-    """Timm's RandAugment (Cubuk et al. 2020); it draws from global generators, which are seeded from ``rng``."""
-    seed = int(rng.integers(2**32))
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - timm draws from it
-    out: Image.Image = _policy(policy)(picture)
-    return out

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from core.data import crops
 from core.data.codecs import decode
+from core.data.policies import rand_augment
 from core.data.sources import discover
 from core.modality import Batch, Item, Media, Modality, Record, Sample, SampleBatch, Stats
 from core.model.patches import PatchSpec
-from modalities.image import augment
+from modalities.image.augment import affine
 from modalities.image.config import PLUGIN, AugmentConfig, ImageSettings
 from modalities.image.reading import SUFFIXES, read, sniff
 
@@ -60,11 +61,11 @@ class ImageModality(Modality[ImageSettings]):
         settings = self._augment
         if train and settings.affine and pixels.shape[0] in (1, 3) and pixels.dtype is torch.uint8:
             whole = crops.resize(pixels, (0, 0, width, height), self.size)
-            pixels = _tensor(augment.affine(_picture(whole), settings.affine, rng))
+            pixels = _tensor(affine(_picture(whole), settings.affine, rng))
         else:
             pixels = crops.resize(pixels, self._box(width, height, rng if train else None), self.size)
         if train and settings.rand_augment:
-            pixels = _tensor(augment.rand_augment(_picture(pixels), settings.rand_augment, rng))
+            pixels = _tensor(*rand_augment([_picture(pixels)], settings.rand_augment, rng))
         return Sample(pixels.numpy(), record.target)
 
     def _box(self, width: int, height: int, rng: np.random.Generator | None) -> crops.Box:

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from core.modality import Item, SampleBatch, Stats
-from modalities.image import augment
+from modalities.image.augment import affine
 from modalities.image.config import AffineConfig, AugmentConfig, ImageSettings, StoreConfig
 from modalities.image.plugin import ImageModality
 
@@ -51,7 +51,7 @@ def test_the_fixed_view_is_the_centre(tmp_path):
 
 def test_an_affine_motion_of_nothing_changes_nothing():
     picture = Image.fromarray(PICTURE)
-    assert np.array_equal(np.asarray(augment.affine(picture, AffineConfig(), np.random.default_rng(0))), PICTURE)
+    assert np.array_equal(np.asarray(affine(picture, AffineConfig(), np.random.default_rng(0))), PICTURE)
 
 
 def test_each_stage_has_its_own_views_and_size(tmp_path):
