@@ -146,12 +146,12 @@ class Follower:
 
     def tick(self) -> None:
         """Tell what is new."""
-        file = self._folder() / EVENTS_FILE
-        if not file.exists():
+        try:
+            with (self._folder() / EVENTS_FILE).open("rb") as source:
+                source.seek(self._offset)
+                data = source.read()
+        except FileNotFoundError:  # Not begun; or the folder got its final name this moment, and the next tick finds it.
             return
-        with file.open("rb") as source:
-            source.seek(self._offset)
-            data = source.read()
         end = data.rfind(b"\n") + 1
         self._offset += end
         for line in data[:end].splitlines():
