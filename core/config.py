@@ -25,7 +25,7 @@ def no_result(default: Any, **constraints: Any) -> Any:
 
 
 def training_only(default: Any, **constraints: Any) -> Any:
-    """A plugin's field that shapes random training views and leaves prepared data as they are."""
+    """A plugin's field that shapes views in training or testing and leaves prepared data as they are."""
     return Field(default, json_schema_extra={"affects_prepared": False}, **constraints)
 
 
