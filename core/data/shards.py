@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ from core.data.sources import listing
 from core.modality import Item, Modality, Record, Unreadable
 from core.workspace import SCHEMA, digest_of, write_text
 
-REVISION = 2
+REVISION = 3
 """Raised when shards are written otherwise than before."""
 BATCH_BYTES = 64 * 2**20
 """Payload bytes after which rows are written out, so that a shard of large items need not fit into memory."""
@@ -163,18 +163,24 @@ def run_unit(unit: Unit, plugin: Modality[Any], folder: Path, killers: frozenset
             try:
                 if item.key in killers:
                     raise Unreadable(DIED)  # noqa: TRY301 - listed like every other reason
-                records, content = read_item(item, plugin)
+                records, contents = read_item(item, plugin)
             except Unreadable as reason:
                 result.unreadable.append((item.key, _without_path(str(reason), item)))
                 continue
             out.add(records)
-            result.rows += [Row(r.key, item.key, r.target, r.group, item.split, content) for r in records]
+            result.rows += [
+                Row(record.key, item.key, record.target, record.group, item.split, content)
+                for record, content in zip(records, contents, strict=True)
+            ]
         result.bytes = out.finish()
         write_text(result_file(folder, unit.digest), json.dumps(asdict(result), default=_plain) + "\n")
 
 
-def read_item(item: Item, plugin: Modality[Any]) -> tuple[list[Record], str]:
-    """The records of an item and the SHA-256 of its content: of the file, or of a row's payloads.
+def read_item(item: Item, plugin: Modality[Any]) -> tuple[list[Record], list[str]]:
+    """The records of an item and a hash of the content of each.
+
+    Several records without a group are one, called like their item: windows of a recording are never divided between
+    splits because a plugin forgot about it. Those that name groups of their own may go different ways.
 
     Raises:
         Unreadable: with the reason, also for errors that the plugin did not foresee.
@@ -183,12 +189,25 @@ def read_item(item: Item, plugin: Modality[Any]) -> tuple[list[Record], str]:
         records = list(plugin.read(item))
         if not records:
             raise Unreadable("nothing in it")  # noqa: TRY301 - goes through the same door as the plugin's own
-        return records, _content(item, records)
+        if len(records) > 1:
+            records = [record if record.group is not None else replace(record, group=item.key) for record in records]
+        return records, _contents(item, records)
     except Unreadable:
         raise
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise Unreadable(f"unforeseen {type(error).__name__} in {where.name}: {error}") from error
+
+
+def _contents(item: Item, records: Sequence[Record]) -> list[str]:
+    """SHA-256 of the file, or of a row's payloads; several records are numbered.
+
+    Not their own payloads: the silence in one recording is not a copy of the silence in another.
+    """
+    whole = _content(item, records)
+    if len(records) == 1:
+        return [whole]
+    return [hashlib.sha256(f"{whole}#{number}".encode()).hexdigest() for number in range(len(records))]
 
 
 def _content(item: Item, records: Sequence[Record]) -> str:

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from signals import Signals, SignalSettings, write
 
 
-def run(source, home, *, should_stop=lambda: False, workers=None, task=None, plugin=Signals, **settings):
+def run(source, home, *, should_stop=lambda: False, workers=None, task=None, plugin=Signals, tracker=None, **settings):
     recipe = Recipe(
         modality="signals",
         data=PluginSettings(),
@@ -46,7 +46,7 @@ def run(source, home, *, should_stop=lambda: False, workers=None, task=None, plu
         home=place,
         workdir=folder,
         digest="d",
-        tracker=NullTracker(),
+        tracker=tracker or NullTracker(),
         should_stop=should_stop,
     )
     return record, folder
@@ -323,6 +323,63 @@ def test_several_records_of_an_item_stay_together_and_need_their_own_keys(tmp_pa
         assert len(store.ids(split)) == 2 * len(keys)
     with pytest.raises(StageError, match=r"2 records the key 'c\d/s\d+.npy'"):
         run(tmp_path / "source", tmp_path / "other", plugin=Twice)
+
+
+class Table(Signals):
+    """One file of many rows, each of a specimen that was measured three times."""
+
+    def read(self, item):
+        (whole,) = super().read(item)
+        return [
+            replace(whole, key=f"{item.key}#{row:03d}", target=str(row % 2), group=f"specimen-{row // 3}")
+            for row in range(90)
+        ]
+
+
+def test_rows_of_one_file_are_divided_between_splits_by_their_own_groups(tmp_path):
+    write(tmp_path / "source", 1)
+    record, folder = run(tmp_path / "source", tmp_path / "home", plugin=Table)
+    store = PreparedStore.open(folder)
+    assert record.duplicates == 0
+    assert record.counts["test"] == 18
+    assert record.counts["val"] in range(3, 16)
+    where = {}
+    for split in ("train", "val", "test"):
+        for group in store.groups(store.ids(split)):
+            assert where.setdefault(group, split) == split
+    assert len(where) == 30
+
+
+def test_labelled_items_that_cannot_be_held_out_are_told_before_anything_is_trained(tmp_path):
+    class OneGroup(Table):
+        def read(self, item):
+            return [replace(row, group=None) for row in super().read(item)]
+
+    said = []
+    tracker = NullTracker()
+    tracker.note = said.append
+    write(tmp_path / "source", 1)
+    record, _ = run(tmp_path / "source", tmp_path / "home", plugin=OneGroup, workers=0, tracker=tracker)
+    assert record.counts["test"] == 0
+    assert any(text.endswith("groups stay whole, and there are 1") for text in said)
+
+
+def test_windows_of_a_recording_without_a_group_are_one(tmp_path):
+    """The silence in one recording does not tie it to another's: 30 recordings, all of them alike."""
+    write(tmp_path / "source", 30)
+    for file in (tmp_path / "source").rglob("*.npy"):
+        np.save(file, np.full((2, 16), float(file.stem[1:]), np.float32))
+    _, folder = run(tmp_path / "source", tmp_path / "home", plugin=Silence)
+    store = PreparedStore.open(folder)
+    assert len(store.ids("test")) > 0
+    assert {store.keys[i].partition("#")[0] for i in range(60)} == set(store.groups(np.arange(60)))
+
+
+class Silence(Halves):
+    """Two windows per recording, without anything in them."""
+
+    def read(self, item):
+        return [replace(r, payload=np.zeros(r.shape, r.dtype).tobytes()) for r in super().read(item)]
 
 
 def test_a_shard_without_rows_opens_with_hugging_face_datasets(tmp_path):
