@@ -87,6 +87,8 @@ class PrepareConfig(Config):
     """What to do when a given split divides a group: refuse with a list, move the group whole, or allow it."""
     max_unreadable: Fraction = 0.2
     """Largest share of unreadable files with which preparation still succeeds."""
+    seconds_per_item: Annotated[float, Field(gt=0)] = 600.0
+    """A file that takes longer to read is given up and listed, where readers are processes of their own."""
     shard_items: PositiveInt = 1024
     """About how many items go into one shard, the unit of parallel and resumed work."""
 

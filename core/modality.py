@@ -143,6 +143,8 @@ class Modality(ABC, Generic[SettingsT]):
 
     info: ClassVar[PluginInfo]
     """The plugin's entry in the registry."""
+    read_apart: ClassVar[bool] = False
+    """Whether a bad file may crash or hang `read`: it then always runs in processes other than the stage's own."""
 
     def __init__(
         self, settings: SettingsT, purpose: Purpose = "pretrain", input_shape: tuple[int, ...] | None = None

@@ -1,11 +1,14 @@
-"""Child processes that never outlive their parent."""
+"""Child processes that outlive neither their parent nor their time."""
 
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _PR_SET_PDEATHSIG = 1
 
@@ -25,3 +28,19 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
+
+
+@contextmanager
+def ends_after(seconds: float | None, told: int) -> Iterator[None]:
+    """End this process when the block takes longer, whatever code it hangs in.
+
+    Where it hung is written to the file descriptor ``told``, so that others see why this process is gone.
+    """
+    if seconds is None:
+        yield
+        return
+    faulthandler.dump_traceback_later(seconds, exit=True, file=told)  # A thread of C, which needs no interpreter lock.
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()

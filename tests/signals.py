@@ -20,7 +20,8 @@ INFO = PluginInfo("signals", SignalSettings, "signals:Signals", 1)
 
 
 class Signals(Modality):
-    """Reads what `write` wrote; a file named killer ends its process, one named slow takes its time."""
+    """Reads what `write` wrote; a file named killer ends its process, one named slow takes its time, and
+    one named hanging for ever."""
 
     info = INFO
 
@@ -30,6 +31,8 @@ class Signals(Modality):
     def read(self, item):
         if "killer" in item.key:
             os._exit(9)
+        if "hanging" in item.key:
+            sum(range(10**15))  # In C, holding the interpreter's lock.
         if "slow" in item.key:
             time.sleep(0.05)
         try:

@@ -104,7 +104,7 @@ def _read(
 
     workers = recipe.compute.workers or os.cpu_count() or 1
     try:
-        Readers(plugin, folder, workers, progress, should_stop).run(units)
+        Readers(plugin, folder, workers, progress, should_stop, recipe.prepare.seconds_per_item).run(units)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -2,18 +2,21 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from core.data.shards import Unit, is_done, marker_file, read_item, run_unit
+from core.data.shards import DIED, SLOW, Unit, being_read, is_done, marker_file, read_item, run_unit
 from core.errors import StageError, Stopped
 from core.modality import Item, Modality, Unreadable
-from core.processes import die_with
+from core.processes import die_with, ends_after
 
 SMALL_ITEMS = 8192
 """Items, and ..."""
@@ -28,8 +31,8 @@ Progress = Callable[[int], None]
 class Readers:
     """What it takes to run units.
 
-    A file that ends the process that reads it costs that file only. Where this process reads for itself, it is that
-    process which ends; the marker it leaves has the next one read the same unit in a child.
+    A file that ends the process that reads it, or takes too long, costs that file only. Where this process reads for
+    itself, it is that process which ends; the marker it leaves has the next one read the same unit in a child.
     """
 
     plugin: Modality[Any]
@@ -38,8 +41,10 @@ class Readers:
     workers: int
     progress: Progress
     should_stop: Callable[[], bool]
-    killers: set[str] = field(default_factory=set)
-    """Keys of the items that ended their reader."""
+    seconds: float = 600.0
+    """How long an item may take where it is read in a child process."""
+    killers: dict[str, str] = field(default_factory=dict)
+    """Keys of the items that ended their reader, and what is said of them."""
 
     def run(self, units: Sequence[Unit]) -> None:
         """Run the units that have no result yet.
@@ -54,7 +59,7 @@ class Readers:
                 self.progress(len(unit.items))
             else:
                 missing.append(unit)
-        if not _small(missing):
+        if self.plugin.read_apart or not _small(missing):
             self._in_processes(missing)
             return
         fatal = [unit for unit in missing if self._marker(unit).exists()]
@@ -91,9 +96,9 @@ class Readers:
         """Run units until they are done or a process dies, which ends its siblings too; says whether one did."""
         told, broken = set[str](), False
         with self._pool(workers) as pool:
-            killers = frozenset(self.killers)
+            work = partial(run_unit, plugin=self.plugin, folder=self.folder, killers=self.killers, seconds=self.seconds)
             try:
-                futures = {pool.submit(run_unit, unit, self.plugin, self.folder, killers): unit for unit in waiting}
+                futures = {pool.submit(work, unit): unit for unit in waiting}
                 for future in as_completed(futures):
                     future.result()
                     told.add(futures[future].digest)
@@ -111,27 +116,24 @@ class Readers:
         return ProcessPoolExecutor(workers, get_context("spawn"), _start, (os.getpid(),))
 
     def _after_a_death(self, waiting: Sequence[Unit], workers: int) -> int:
-        """Find the item that did it by reading the suspects again, one at a time.
+        """Find the item that did it: whose time ran out, or else by reading the suspects again, one at a time.
 
         Where none does it alone, memory may have been short: fewer processes go on, and a sole one is believed.
         """
-        suspects = [item for unit in waiting if (item := self._being_read(unit)) is not None]
+        suspects = [at for unit in waiting if (at := being_read(self.folder, unit)) is not None]
         if workers == 1 and not suspects:
             raise StageError(
                 "the processes that read the data die before they read anything; there may be too little memory, or "
                 "the calling script lacks `if __name__ == '__main__':`"
             )
-        found = {item.key for item in suspects} if workers == 1 else self._killers_among(suspects)
+        found = {item.key: SLOW.format(seconds=self.seconds) for item, slow in suspects if slow}
+        if not found:
+            items = [item for item, _ in suspects]
+            found = dict.fromkeys((i.key for i in items) if workers == 1 else self._killers_among(items), DIED)
         self.killers |= found
         for unit in waiting:
             self._marker(unit).unlink(missing_ok=True)
         return workers if found else max(1, workers // 2)
-
-    def _being_read(self, unit: Unit) -> Item | None:
-        try:
-            return unit.items[int(self._marker(unit).read_text())]
-        except (OSError, ValueError):  # Nothing of this unit was being read.
-            return None
 
     def _killers_among(self, suspects: Sequence[Item]) -> set[str]:
         """Read one after the other in a single process, with a new one after each death."""
@@ -140,7 +142,7 @@ class Readers:
             with self._pool(1) as pool:
                 try:
                     while waiting:
-                        pool.submit(_try, waiting[0], self.plugin).result()
+                        pool.submit(_try, waiting[0], self.plugin, self.seconds).result()
                         waiting.pop(0)
                 except BrokenProcessPool:
                     found.add(waiting.pop(0).key)
@@ -158,8 +160,6 @@ def _start(parent: int) -> None:
     die_with(parent)
 
 
-def _try(item: Item, plugin: Modality[Any]) -> None:
-    try:
+def _try(item: Item, plugin: Modality[Any], seconds: float) -> None:
+    with suppress(Unreadable), ends_after(seconds, sys.stderr.fileno()):
         read_item(item, plugin)
-    except Unreadable:
-        return

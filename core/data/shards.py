@@ -5,10 +5,11 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -17,6 +18,7 @@ import pyarrow as pa
 from core.config import results_only
 from core.data.sources import listing
 from core.modality import Item, Modality, Record, Unreadable
+from core.processes import ends_after
 from core.workspace import SCHEMA, digest_of, write_text
 
 REVISION = 3
@@ -24,6 +26,12 @@ REVISION = 3
 BATCH_BYTES = 64 * 2**20
 """Payload bytes after which rows are written out, so that a shard of large items need not fit into memory."""
 DIED = "the process that read it died; the file may be made to crash a decoder, or need too much memory"
+SLOW = (
+    "reading it took longer than {seconds:g} s; the file may be damaged, or prepare.seconds_per_item too short for it"
+)
+NUMBER = 12
+"""Characters of an item's number in a mark."""
+NO_KILLERS: Mapping[str, str] = MappingProxyType({})
 SHARD_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -151,10 +159,17 @@ def forget(folder: Path, digest: str) -> None:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def run_unit(unit: Unit, plugin: Modality[Any], folder: Path, killers: frozenset[str] = frozenset()) -> None:
+def run_unit(
+    unit: Unit,
+    plugin: Modality[Any],
+    folder: Path,
+    killers: Mapping[str, str] = NO_KILLERS,
+    seconds: float | None = None,
+) -> None:
     """Read the items of ``unit`` and write its files; what cannot be read is listed with the reason.
 
-    Keys in ``killers`` are not read: reading them ended a process before.
+    Keys in ``killers`` are not read, for the reason given: reading them ended a process before. An item that takes
+    longer than ``seconds`` ends this one.
     """
     result = Result()
     with _marked(marker_file(folder, unit.digest)) as mark, _Writer(arrow_file(folder, unit.digest)) as out:
@@ -162,8 +177,9 @@ def run_unit(unit: Unit, plugin: Modality[Any], folder: Path, killers: frozenset
             mark(number)
             try:
                 if item.key in killers:
-                    raise Unreadable(DIED)  # noqa: TRY301 - listed like every other reason
-                records, contents = read_item(item, plugin)
+                    raise Unreadable(killers[item.key])  # noqa: TRY301 - listed like every other reason
+                with ends_after(seconds, mark.file):
+                    records, contents = read_item(item, plugin)
             except Unreadable as reason:
                 result.unreadable.append((item.key, _without_path(str(reason), item)))
                 continue
@@ -233,15 +249,36 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else str(value)
 
 
+@dataclass(frozen=True)
+class _Mark:
+    """Notes in a file which item is being read."""
+
+    file: int
+    """Its descriptor, positioned behind the number: what is written there says that time ran out."""
+
+    def __call__(self, number: int) -> None:
+        os.pwrite(self.file, f"{number:{NUMBER}d}".encode(), 0)
+
+
 @contextmanager
-def _marked(marker: Path) -> Iterator[Any]:
-    """A function that notes which item is being read; the note survives this process and is removed by success."""
+def _marked(marker: Path) -> Iterator[_Mark]:
+    """The mark of a unit; it survives this process and is removed by success."""
     handle = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.lseek(handle, NUMBER, os.SEEK_SET)
     try:
-        yield lambda number: os.pwrite(handle, f"{number:12d}".encode(), 0)
+        yield _Mark(handle)
     finally:
         os.close(handle)
         marker.unlink(missing_ok=True)
+
+
+def being_read(folder: Path, unit: Unit) -> tuple[Item, bool] | None:
+    """The item at which the reader of ``unit`` ended, and whether its time had run out."""
+    try:
+        text = marker_file(folder, unit.digest).read_text(errors="replace")
+        return unit.items[int(text[:NUMBER])], len(text) > NUMBER
+    except (OSError, ValueError):  # Nothing of this unit was being read.
+        return None
 
 
 class _Writer:

@@ -186,7 +186,8 @@ def leaves(values, prefix=""):
 
 AFFECTING = """
 modality seed task.kind task.class_weights prepare.val_fraction prepare.test_fraction prepare.divided_groups
-prepare.max_unreadable prepare.shard_items model.width model.depth model.heads model.mlp_ratio model.cls_token
+prepare.max_unreadable
+prepare.seconds_per_item prepare.shard_items model.width model.depth model.heads model.mlp_ratio model.cls_token
 model.positions model.decoder.width model.decoder.depth model.decoder.heads pretrain.epochs
 pretrain.warmup_epochs pretrain.batch pretrain.micro_batch pretrain.repeats
 pretrain.base_lr pretrain.min_lr pretrain.betas

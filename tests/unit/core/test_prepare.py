@@ -174,6 +174,40 @@ def test_a_file_that_ends_its_reader_costs_that_file_only(tmp_path, monkeypatch)
     assert sum(record.counts.values()) == 24
 
 
+def test_a_file_that_hangs_its_reader_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "SMALL_ITEMS", 5)
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    write(tmp_path / "source", 24)
+    for name in ("c0/hanging.npy", "c1/killer.npy"):
+        np.save(tmp_path / "source" / name, np.zeros((2, 16)))
+    record, folder = run(tmp_path / "source", tmp_path / "home", shard_items=8, workers=2, seconds_per_item=2)
+    card = json.loads((folder / "card.json").read_text())
+    reasons = {bad["file"]: bad["reason"] for bad in card["unreadable"]}
+    assert set(reasons) == {"c0/hanging.npy", "c1/killer.npy"}
+    assert "longer than 2 s" in reasons["c0/hanging.npy"]
+    assert "died" in reasons["c1/killer.npy"]
+    assert sum(record.counts.values()) == 24
+
+
+class Apart(Signals):
+    """Never read by the stage's own process."""
+
+    read_apart = True
+
+
+def test_a_plugin_may_ask_to_be_read_apart(tmp_path, monkeypatch):
+    """So that its first killer costs no second attempt, however small the source."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    from test_prepare import Apart as Importable  # A child process imports it by this name.
+
+    write(tmp_path / "source", 6)
+    np.save(tmp_path / "source/c1/killer.npy", np.zeros((2, 16)))
+    record, folder = run(tmp_path / "source", tmp_path / "home", plugin=Importable, workers=2)
+    assert [bad["file"] for bad in json.loads((folder / "card.json").read_text())["unreadable"]] == ["c1/killer.npy"]
+    assert sum(record.counts.values()) == 6
+
+
 def test_processes_give_the_same_bytes_as_none(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
     write(tmp_path / "source", 24)
