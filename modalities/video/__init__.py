@@ -1,0 +1,1 @@
+"""Videos: clips of tubes of pixels, decoded a few frames at a time."""
