@@ -9,7 +9,7 @@ import typer
 
 app = typer.Typer(
     name="maeflow",
-    help="From unlabelled images to an evaluated model: prepare, pretrain, finetune, evaluate.",
+    help="From unlabelled data to an evaluated model: prepare, pretrain, finetune, evaluate.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -25,7 +25,7 @@ LabelledOption = Annotated[
     str | None, typer.Option("--labelled", help="Labelled data; default: those of the first --data.")
 ]
 DataOption = Annotated[
-    list[str], typer.Option("--data", help="Raw data: folder, manifest or saved dataset; SRC=0.5 weighs it.")
+    list[str], typer.Option("--data", help="Raw data: folder, file, manifest or saved dataset; SRC=0.5 weighs it.")
 ]
 RecipeArgument = Annotated[str, typer.Argument(help="A packaged recipe such as image/tiny, or a YAML file.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and Prefect's own log.")]
@@ -116,7 +116,7 @@ def run(
 @app.command()
 def prepare(
     recipe: RecipeArgument,
-    data: Annotated[str, typer.Option("--data", help="Folder, manifest or saved dataset.")],
+    data: Annotated[str, typer.Option("--data", help="Folder, file, manifest or saved dataset.")],
     set_: SetOption = None,
     home: HomeOption = None,
     debug: DebugOption = False,

@@ -20,6 +20,7 @@ from core.config import (
     Recipe,
     TaskConfig,
 )
+from core.errors import UserError
 from core.recipes import resolve
 from core.records import PreparedData
 from core.workspace import Home
@@ -128,6 +129,12 @@ def _stages(sources: Sequence[DataSource], labelled: str | None) -> PreparedData
         tuning: PreparedData | None = stages.prepare(labelled, role="labelled").record
     else:
         tuning = first if first.target is not None else None
+    if tuning is not None and tuning.target is not None and tuning.labelled["test"] == 0:
+        raise UserError(
+            "no labelled item is held out for testing, so the pipeline could not evaluate what it trains; give the "
+            "source a test split, or more groups, which are never divided, or raise prepare.test_fraction; "
+            "`maeflow pretrain` alone does without"
+        )
     encoder = stages.pretrain(data, tuning).record
     if tuning is None or tuning.target is None:
         console.current().line(

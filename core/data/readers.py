@@ -2,7 +2,7 @@
 
 import os
 import signal
-import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -129,23 +129,24 @@ class Readers:
         found = {item.key: SLOW.format(seconds=self.seconds) for item, slow in suspects if slow}
         if not found:
             items = [item for item, _ in suspects]
-            found = dict.fromkeys((i.key for i in items) if workers == 1 else self._killers_among(items), DIED)
+            found = {item.key: DIED for item in items} if workers == 1 else self._killers_among(items)
         self.killers |= found
         for unit in waiting:
             self._marker(unit).unlink(missing_ok=True)
         return workers if found else max(1, workers // 2)
 
-    def _killers_among(self, suspects: Sequence[Item]) -> set[str]:
-        """Read one after the other in a single process, with a new one after each death."""
-        found, waiting = set[str](), list(suspects)
+    def _killers_among(self, suspects: Sequence[Item]) -> dict[str, str]:
+        """Read one after the other in a single process, a new one after each death; says what became of the killers."""
+        found, waiting = dict[str, str](), list(suspects)
         while waiting:
-            with self._pool(1) as pool:
+            with tempfile.NamedTemporaryFile() as told, self._pool(1) as pool:
                 try:
                     while waiting:
-                        pool.submit(_try, waiting[0], self.plugin, self.seconds).result()
+                        pool.submit(_try, waiting[0], self.plugin, self.seconds, told.name).result()
                         waiting.pop(0)
                 except BrokenProcessPool:
-                    found.add(waiting.pop(0).key)
+                    slow = Path(told.name).stat().st_size > 0
+                    found[waiting.pop(0).key] = SLOW.format(seconds=self.seconds) if slow else DIED
         return found
 
 
@@ -160,6 +161,6 @@ def _start(parent: int) -> None:
     die_with(parent)
 
 
-def _try(item: Item, plugin: Modality[Any], seconds: float) -> None:
-    with suppress(Unreadable), ends_after(seconds, sys.stderr.fileno()):
+def _try(item: Item, plugin: Modality[Any], seconds: float, told: str) -> None:
+    with Path(told).open("ab") as file, suppress(Unreadable), ends_after(seconds, file.fileno()):
         read_item(item, plugin)

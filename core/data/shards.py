@@ -5,6 +5,7 @@ import json
 import os
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -50,6 +51,8 @@ class Unit:
 
     digest: str
     items: tuple[Item, ...]
+    shared: frozenset[str] = frozenset()
+    """Files that several items are read from: what such an item holds is in its records, not in the file."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +94,21 @@ def plan(items: Sequence[Item], plugin: Modality[Any], shard_items: int) -> list
     settings = results_only(plugin.settings, "affects_prepared")
     about = [SCHEMA, REVISION, plugin.info.name, plugin.info.revision, settings]
     containers = {path: _container(path) for path in {item.path for item in items if item.row is not None}}
-    identities = [[_identity(item) for item in part] for part in divided]
+    times = Counter(item.path for item in items if item.row is None)
+    shared = [frozenset(item.path for item in part if times[item.path] > 1) for part in divided]
+    identities = [
+        [_identity(item, item.path in many) for item in part] for part, many in zip(divided, shared, strict=True)
+    ]
     inside = [sorted({containers[i.path] for i in part if i.row is not None}) for part in divided]
     return [
-        Unit(digest_of(about, *([identity, within] if within else [identity])), tuple(part))
-        for part, identity, within in zip(divided, identities, inside, strict=True)
+        Unit(digest_of(about, *([identity, within] if within else [identity])), tuple(part), many)
+        for part, identity, within, many in zip(divided, identities, inside, shared, strict=True)
         if part
     ]
 
 
-def _identity(item: Item) -> list[Any]:
-    return [item.key, item.row, item.target, item.group, item.split, item.size, item.mtime_ns]
+def _identity(item: Item, shared: bool) -> list[Any]:
+    return [item.key, item.row, item.target, item.group, item.split, item.size, item.mtime_ns, shared]
 
 
 def _container(path: str) -> str:
@@ -179,7 +186,7 @@ def run_unit(
                 if item.key in killers:
                     raise Unreadable(killers[item.key])  # noqa: TRY301 - listed like every other reason
                 with ends_after(seconds, mark.file):
-                    records, contents = read_item(item, plugin)
+                    records, contents = read_item(item, plugin, shared=item.path in unit.shared)
             except Unreadable as reason:
                 result.unreadable.append((item.key, _without_path(str(reason), item)))
                 continue
@@ -192,11 +199,12 @@ def run_unit(
         write_text(result_file(folder, unit.digest), json.dumps(asdict(result), default=_plain) + "\n")
 
 
-def read_item(item: Item, plugin: Modality[Any]) -> tuple[list[Record], list[str]]:
+def read_item(item: Item, plugin: Modality[Any], *, shared: bool = False) -> tuple[list[Record], list[str]]:
     """The records of an item and a hash of the content of each.
 
     Several records without a group are one, called like their item: windows of a recording are never divided between
-    splits because a plugin forgot about it. Those that name groups of their own may go different ways.
+    splits because a plugin forgot about it. Those that name groups of their own may go different ways. ``shared`` says
+    that other items are read from the same file.
 
     Raises:
         Unreadable: with the reason, also for errors that the plugin did not foresee.
@@ -207,7 +215,7 @@ def read_item(item: Item, plugin: Modality[Any]) -> tuple[list[Record], list[str
             raise Unreadable("nothing in it")  # noqa: TRY301 - goes through the same door as the plugin's own
         if len(records) > 1:
             records = [record if record.group is not None else replace(record, group=item.key) for record in records]
-        return records, _contents(item, records)
+        return records, _contents(item, records, shared)
     except Unreadable:
         raise
     except Exception as error:
@@ -215,19 +223,19 @@ def read_item(item: Item, plugin: Modality[Any]) -> tuple[list[Record], list[str
         raise Unreadable(f"unforeseen {type(error).__name__} in {where.name}: {error}") from error
 
 
-def _contents(item: Item, records: Sequence[Record]) -> list[str]:
-    """SHA-256 of the file, or of a row's payloads; several records are numbered.
+def _contents(item: Item, records: Sequence[Record], shared: bool) -> list[str]:
+    """SHA-256 of the file, or of the payloads where the item is a part of it; several records are numbered.
 
     Not their own payloads: the silence in one recording is not a copy of the silence in another.
     """
-    whole = _content(item, records)
+    whole = _content(item, records, shared)
     if len(records) == 1:
         return [whole]
     return [hashlib.sha256(f"{whole}#{number}".encode()).hexdigest() for number in range(len(records))]
 
 
-def _content(item: Item, records: Sequence[Record]) -> str:
-    if item.row is None and Path(item.path).is_file():
+def _content(item: Item, records: Sequence[Record], shared: bool) -> str:
+    if not shared and item.row is None and Path(item.path).is_file():
         with Path(item.path).open("rb") as source:
             return hashlib.file_digest(source, "sha256").hexdigest()
     hasher = hashlib.sha256()

@@ -234,9 +234,14 @@ def _facts(card: dict[str, Any]) -> str:
         f"{words.counted(duplicates, 'item equals', 'items equal')} an earlier one.",
         f"{words.counted(groups, 'group')}, none divided between splits." if groups else "",
         f"Input mean {average}, standard deviation {spread}, per channel of the training split.",
-        f"Stored in {card['bytes'] / 2**20:.1f} MiB, from {card['source_bytes'] / 2**20:.1f} MiB.",
+        f"Stored in {card['bytes'] / 2**20:.1f} MiB{_from(card['source_bytes'])}.",
     ]
     return escape(" ".join(fact for fact in facts if fact))
+
+
+def _from(source_bytes: int) -> str:
+    """Nothing where the source did not tell sizes."""
+    return f", from {source_bytes / 2**20:.1f} MiB" if source_bytes else ""
 
 
 def _unreadable(entries: Sequence[dict[str, str]]) -> str:

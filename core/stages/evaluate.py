@@ -54,7 +54,10 @@ def evaluate(
     on = Labelled(open_store(work.home, labelled), task, plugin, stats_on(tuned.statistics, device))
     test = on.store.ids("test", labelled=True)
     if len(test) == 0:
-        raise StageError("no test item is labelled; give the source a test split or set prepare.test_fraction")
+        raise StageError(
+            "no test item is labelled; give the source a test split, or more groups, which are never divided, "
+            "or raise prepare.test_fraction"
+        )
     clock = time.monotonic()
     results: dict[str, Any] = {"classes": list(target.classes), "seconds": {}}
     results |= score_tuned(recipe, tuned, on, test, work)

@@ -7,13 +7,15 @@ from core.testing.subject import Subject
 from core.tracking import NullTracker
 from core.workspace import Home
 
+FEW = 10
+"""Labelled items from which on one in five (`prepare.test_fraction`) can be asked for."""
 BOOK: RuleBook[Subject] = RuleBook()
 
 
 @BOOK.rule(
     "all of it",
-    "The source can be prepared: every item is read, split and measured by the engine.",
-    "Read the message; items that cannot be read stand in it with their reasons.",
+    "The source can be prepared: every item is read, split and measured by the engine, and some are held out.",
+    "Read the message. Records are held out by group: those that may be parted need groups of their own.",
     "records-pickle",
     "groups-kept",
     "features-finite",
@@ -41,3 +43,5 @@ def prepares(s: Subject) -> None:
         raise Broken(f"{record.unreadable} of {len(s.items)} items could not be read")
     if record.counts["train"] == 0:
         raise Broken(f"no item is left for training: {record.counts}")
+    if record.labelled["train"] >= FEW and record.counts["test"] == 0:
+        raise Broken(f"nothing is held out for testing: {record.counts}, in groups that are never divided")

@@ -216,8 +216,12 @@ def groups_kept(s: Subject) -> None:
 
 
 def _grouped(s: Subject) -> Iterator[tuple[Item, list[Record]]]:
-    """Items of the source where it has groups, else of a manifest made of its files that names some."""
-    if any(item.group is not None for item in s.items):
+    """Items of the source where it has groups, else of a manifest made of its files that names some.
+
+    Groups that stand inside the files, and so in the records alone, are the plugin's own to name.
+    """
+    named = any(record.group is not None for _, records in s.read for record in records)
+    if named or any(item.group is not None for item in s.items):
         yield from s.read
         return
     files = [item for item in s.items if item.row is None and Path(item.path).is_file()][:4]

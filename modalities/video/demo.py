@@ -125,12 +125,12 @@ def sample(folder: Path) -> Path:
     coarse = [Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)) for _ in range(4)]
     wide = [picture.resize((280, 200), Image.Resampling.BICUBIC) for picture in coarse]
     scenes = {
-        Source(f"scene-{number}{'.mp4' if number < 2 else '.png'}", "", "train"): [
+        Source(f"scene-{number}{'.mp4' if number < 2 else '.png'}", "", ("train", "test")[number % 2]): [
             picture.crop((shift, 0, shift + 240, SCENE)) for shift in range(FRAMES + 8 if number < 2 else 1)
         ]
         for number, picture in enumerate(wide)
     }
-    return _write(folder, scenes, {"train": 24})
+    return _write(folder, scenes, {"train": 16, "test": 8})
 
 
 # --- scenes -----------------------------------------------------------------------------------------------------------

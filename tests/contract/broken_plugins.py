@@ -102,6 +102,7 @@ FAULTS = [
     ),
     reading("the label is lost", "labels-kept", "item.target, item.group", "None, item.group"),
     reading("the group is lost", "groups-kept", "item.target, item.group", "item.target, None"),
+    reading("one group for everything", "prepares", "item.target, item.group", 'item.target, "all"'),
     reading(
         "an error of the decoder escapes",
         "bad-files",

@@ -384,6 +384,28 @@ def test_rows_of_one_file_are_divided_between_splits_by_their_own_groups(tmp_pat
     assert len(where) == 30
 
 
+class Rows(Signals):
+    """Items that are rows of one file, each with a split of its own."""
+
+    def discover(self, source):
+        (whole,) = super().discover(source)
+        return [
+            replace(whole, key=f"row-{n:03d}", target=str(n % 2), split=("train", "val", "test")[n % 3])
+            for n in range(90)
+        ]
+
+    def read(self, item):
+        (whole,) = super().read(item)
+        return [replace(whole, payload=np.full(whole.shape, float(item.key[4:]), whole.dtype).tobytes())]
+
+
+def test_items_of_one_file_keep_the_splits_they_are_given(tmp_path):
+    write(tmp_path / "source", 1)
+    record, _ = run(tmp_path / "source", tmp_path / "home", plugin=Rows)
+    assert record.duplicates == 0
+    assert record.counts == {"train": 30, "val": 30, "test": 30}
+
+
 def test_labelled_items_that_cannot_be_held_out_are_told_before_anything_is_trained(tmp_path):
     class OneGroup(Table):
         def read(self, item):
