@@ -16,5 +16,6 @@ def fetch(modality: str, home: Path) -> Path:
     demo = companion(modality, "demo")
     if demo is None or not hasattr(demo, "fetch"):
         raise UserError(f"modality {modality!r} has no demo (installed modalities: {', '.join(entries())})")
+    print(f"data of the {modality} demo: fetched once, then kept in {home / 'demo'}", flush=True)
     folder: Path = demo.fetch(home)
     return folder
