@@ -22,7 +22,8 @@ def rand_augment(pictures: Sequence[Image.Image], policy: str, rng: np.random.Ge
     for picture in pictures:
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - timm draws from it
-        changed.append(_policy(policy)(picture))
+        # The policy fills what it uncovers with an RGB colour.
+        changed.append(_policy(policy)(picture.convert("RGB")).convert(picture.mode))
     return changed
 
 

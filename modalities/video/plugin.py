@@ -21,9 +21,6 @@ from modalities.video.reading import SUFFIXES, read, sniff
 from modalities.video.sampling import Frames, frames_at, random_crop, random_frames
 from modalities.video.storing import decode_frames
 
-LUMA = (0.299, 0.587, 0.114)
-"""Brightness of red, green and blue (ITU-R BT.601)."""
-
 
 @dataclass(frozen=True)
 class Cut:
@@ -70,7 +67,7 @@ class VideoModality(Modality[VideoSettings]):
         return PatchSpec(self.settings.channels, self.size, self.settings.patch)
 
     def view(self, record: Record, rng: np.random.Generator, train: bool) -> Sample:
-        """(T, H, W, 3) uint8: a random clip and crop, or the middle of both."""
+        """(T, H, W, C) uint8: a random clip and crop, or the middle of both."""
         cut = self._random(record, rng) if train else self._fixed(record, 0.5, 0.5)
         return self._samples(record, [cut])[0]
 
@@ -100,7 +97,7 @@ class VideoModality(Modality[VideoSettings]):
     def _samples(self, record: Record, cuts: Sequence[Cut]) -> list[Sample]:
         """All cuts of one video: each frame is decoded once, whoever wants it."""
         wanted = np.unique(np.concatenate([cut.frames for cut in cuts]))
-        pixels = decode_frames(record, wanted.tolist())
+        pixels = decode_frames(record, wanted.tolist(), self.settings.channels)
         return [Sample(self._cut(pixels, wanted, cut), record.target) for cut in cuts]
 
     def _cut(self, pixels: NDArray[np.uint8], wanted: Frames, cut: Cut) -> NDArray[np.uint8]:
@@ -112,14 +109,14 @@ class VideoModality(Modality[VideoSettings]):
             crops.resize(torch.from_numpy(part).permute(0, 3, 1, 2), whole, self.size[1:]).permute(0, 2, 3, 1).numpy()
         )
         if cut.policy is not None and self._view.rand_augment:
-            pictures = [Image.fromarray(frame) for frame in clip]
-            clip = np.stack([np.asarray(p) for p in rand_augment(pictures, self._view.rand_augment, cut.policy)])
+            pictures = [Image.fromarray(frame.squeeze(-1) if frame.shape[-1] == 1 else frame) for frame in clip]
+            changed = rand_augment(pictures, self._view.rand_augment, cut.policy)
+            clip = np.stack([np.asarray(picture) for picture in changed]).reshape(clip.shape)
         return clip
 
     def features(self, samples: SampleBatch) -> Tensor:
-        """(B, C, T, H, W) float32, 0 to 1; grey is the brightness."""
-        x = samples.data.float() / 255
-        return x.movedim(-1, 1) if self.settings.channels == 3 else (x @ x.new_tensor(LUMA)).unsqueeze(1)
+        """(B, C, T, H, W) float32, 0 to 1."""
+        return samples.data.movedim(-1, 1).float() / 255
 
     def batch(self, samples: SampleBatch, stats: Stats, rng: torch.Generator, train: bool) -> Batch:
         """Normalised; in training flipped and erased clip by clip."""

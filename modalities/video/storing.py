@@ -26,6 +26,8 @@ Frames = NDArray[np.uint8]
 """(T, H, W, 3) RGB."""
 CODECS = {"h264": "h264-frames", "jpeg": "jpeg-frames"}
 """Names under which the payloads are registered."""
+FULL_RANGE = np.clip(np.round((np.arange(256) - 16.0) * (255 / 219)), 0, 255).astype(np.uint8)
+"""What coded brightness (16 to 235, ITU-R BT.601) stands for."""
 _HEAD = struct.Struct("<II")
 """Frames, and frames of a group."""
 
@@ -69,8 +71,10 @@ def encode_frames(frames: Frames, store: StoreConfig) -> bytes:
     return writer.payload()
 
 
-def decode_frames(record: Record, wanted: Sequence[int]) -> Frames:
-    """The frames ``wanted`` (in any order, some perhaps twice): (len(wanted), H, W, 3).
+def decode_frames(record: Record, wanted: Sequence[int], channels: int = 3) -> Frames:
+    """The frames ``wanted`` (in any order, some perhaps twice): (len(wanted), H, W, ``channels``).
+
+    Three channels are RGB, one is brightness.
 
     Raises:
         IndexError: if there is no such frame.
@@ -81,11 +85,11 @@ def decode_frames(record: Record, wanted: Sequence[int]) -> Frames:
     if chosen and not 0 <= chosen[0] <= chosen[-1] < len(packets):
         raise IndexError(f"frames {chosen[0]} to {chosen[-1]} of {len(packets)}")
     decode = _jpegs if record.codec == CODECS["jpeg"] else _h264
-    out = np.empty((len(wanted), height, width, 3), np.uint8)
+    out = np.empty((len(wanted), height, width, channels), np.uint8)
     places: dict[int, list[int]] = {}
     for place, number in enumerate(wanted):
         places.setdefault(number, []).append(place)
-    for number, frame in zip(chosen, decode(packets, chosen), strict=True):
+    for number, frame in zip(chosen, decode(packets, chosen, channels), strict=True):
         for place in places[number]:
             out[place] = frame[:height, :width]
     return out
@@ -124,7 +128,7 @@ def _encoder(size: tuple[int, int], store: StoreConfig) -> Any:
     return encoder
 
 
-def _h264(packets: _Packets, chosen: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+def _h264(packets: _Packets, chosen: Sequence[int], channels: int) -> Iterator[NDArray[np.uint8]]:
     """The chosen frames in order; each group is decoded once, up to the last frame that is wanted of it."""
     decoder: Any = av.CodecContext.create("h264", "r")
     decoder.thread_count = 1
@@ -138,8 +142,17 @@ def _h264(packets: _Packets, chosen: Sequence[int]) -> Iterator[NDArray[np.uint8
         shown += decoder.decode(None)
         decoder.flush_buffers()
         for number in wanted:
-            pixels: Any = convert.reformat(shown[number - first], format="rgb24").to_ndarray()
+            frame = shown[number - first]
+            pixels: Any = convert.reformat(frame, format="rgb24").to_ndarray() if channels == 3 else _brightness(frame)
             yield pixels
+
+
+def _brightness(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    """(H, W, 1) in full range, from the plane that holds it: no colour is made to be thrown away."""
+    plane = frame.planes[0]
+    coded = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]  # type: ignore[call-overload]
+    pixels: NDArray[np.uint8] = FULL_RANGE[coded][..., None]
+    return pixels
 
 
 # --- JPEG -------------------------------------------------------------------------------------------------------------
@@ -151,14 +164,15 @@ def _jpeg(frame: NDArray[np.uint8], quality: int) -> bytes:
     return out.getvalue()
 
 
-def _jpegs(packets: _Packets, chosen: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+def _jpegs(packets: _Packets, chosen: Sequence[int], channels: int) -> Iterator[NDArray[np.uint8]]:
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
 
+    mode = ImageReadMode.RGB if channels == 3 else ImageReadMode.GRAY
     for number in chosen:
         # Faster than by way of Pillow; the copy makes the buffer writable, without which torch warns.
         data = torch.frombuffer(bytearray(packets[number]), dtype=torch.uint8)
-        yield decode_jpeg(data, ImageReadMode.RGB).permute(1, 2, 0).numpy()
+        yield decode_jpeg(data, mode).permute(1, 2, 0).numpy()
 
 
 def _all(record: Record) -> Frames:

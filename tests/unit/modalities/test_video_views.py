@@ -43,13 +43,14 @@ def shown(sample):
     ],
     ids=["resized", "multi_scale", "rand_augment"],
 )
-def test_several_views_from_one_decoding_are_those_taken_singly(view):
-    video, rec = plugin(pretrain=view), record()
+@pytest.mark.parametrize("channels", [1, 3])
+def test_several_views_from_one_decoding_are_those_taken_singly(view, channels):
+    video, rec = plugin(pretrain=view, channels=channels), record()
     together = video.repeated(rec, [np.random.default_rng(seed) for seed in range(4)])
     for seed, sample in enumerate(together):
         single = video.view(rec, np.random.default_rng(seed), train=True)
         assert np.array_equal(sample.data, single.data)
-        assert sample.data.shape == (4, 32, 32, 3)
+        assert sample.data.shape == (4, 32, 32, channels)
         assert sample.data.dtype == np.uint8
         assert sample.target == 1
     assert not np.array_equal(together[0].data, together[1].data)
@@ -105,13 +106,20 @@ def test_all_frames_of_a_clip_are_augmented_alike():
         assert np.abs(data - data[:1]).max() <= 24  # What the codec makes of equal frames; never another motion.
 
 
-def test_channels_come_first_and_grey_is_brightness():
-    data = torch.zeros(2, 4, 32, 32, 3, dtype=torch.uint8)
-    data[..., 1] = 255
-    colour, grey = plugin(), plugin(channels=1)
-    assert colour.features(SampleBatch(data, None)).shape == (2, 3, 4, 32, 32)
-    assert torch.equal(colour.features(SampleBatch(data, None))[:, 1], torch.ones(2, 4, 32, 32))
-    assert torch.allclose(grey.features(SampleBatch(data, None)), torch.tensor(0.587))
+@pytest.mark.parametrize("codec", ["h264", "jpeg"])
+def test_channels_come_first_and_grey_is_brightness(codec):
+    frames = np.zeros((32, 48, 48, 3), np.uint8)
+    frames[..., 1] = 255
+    payload = encode_frames(frames, StoreConfig(codec=codec, crf=4, quality=95))
+    rec = Record("a", payload, CODECS[codec], frames.shape, "uint8", meta={"fps": 20.0})
+    seen = {}
+    for channels in (1, 3):
+        video = plugin(channels=channels)
+        data = video.view(rec, np.random.default_rng(0), train=False).data
+        seen[channels] = video.features(SampleBatch(torch.from_numpy(data)[None], None))
+        assert seen[channels].shape == (1, channels, 4, 32, 32)
+    assert seen[3].mean((0, 2, 3, 4)).tolist() == pytest.approx([0, 1, 0], abs=0.03)
+    assert float(seen[1].mean()) == pytest.approx(0.587, abs=0.02)
 
 
 def test_clips_are_mirrored_whole_in_training_only():
