@@ -2,7 +2,7 @@
 
 Every clip is a small window that pans, zooms, turns or rests over real frames while these go on. How the camera moves
 is the label: no single frame gives it away, for position, scale and tilt are drawn alike for all of them. The three
-videos and seventeen photographs are divided between the splits whole.
+videos and fifteen photographs are divided between the splits whole.
 """
 
 import csv
