@@ -1,7 +1,6 @@
 """Image files of any kind into compact records; everything that can be wrong with a file becomes a plain reason."""
 
 import io
-import stat
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from core.data.codecs import encode
+from core.data.files import content
 from core.data.sources import load_row
 from core.modality import Item, Record, Unreadable
 from modalities.image.config import ImageSettings
@@ -41,31 +41,12 @@ def read(item: Item, settings: ImageSettings) -> Record:
     Raises:
         Unreadable: with the reason.
     """
-    data = _row_bytes(item) if item.row is not None else _file_bytes(Path(item.path))
+    data = _row_bytes(item) if item.row is not None else content(Path(item.path))
     if data.startswith(b"\x93NUMPY"):
         pixels = _shrink(_from_npy(data, settings), settings)
     else:
         pixels = _from_file(data, settings)
     return _store(item, pixels, settings)
-
-
-def _file_bytes(path: Path) -> bytes:
-    try:
-        facts = path.stat()
-        if stat.S_ISDIR(facts.st_mode):
-            raise Unreadable("is a folder, not a file")
-        if not stat.S_ISREG(facts.st_mode):
-            raise Unreadable("is not a regular file")
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise Unreadable("dangling link" if path.is_symlink() else "missing file") from None
-    except PermissionError:
-        raise Unreadable("permission denied") from None
-    except OSError as error:
-        raise Unreadable(f"cannot be opened: {error.strerror}") from None
-    if not data:
-        raise Unreadable("empty file")
-    return data
 
 
 def _row_bytes(item: Item) -> bytes:
@@ -75,7 +56,7 @@ def _row_bytes(item: Item) -> bytes:
     if isinstance(value, dict) and value.get("bytes"):
         return bytes(value["bytes"])
     if isinstance(value, dict) and value.get("path"):
-        return _file_bytes(Path(value["path"]))
+        return content(Path(value["path"]))
     if value is None:
         raise Unreadable(f"the row has no image column (it has {', '.join(row)})")
     out = io.BytesIO()

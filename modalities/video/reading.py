@@ -1,6 +1,5 @@
 """Video files of any kind into records whose clips decode fast; everything that can be wrong becomes a plain reason."""
 
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from core.data.crops import resize
+from core.data.files import readable
 from core.data.sources import load_row
 from core.modality import Item, Record, Unreadable
 from modalities.video.config import StoreConfig, VideoSettings
@@ -39,7 +39,7 @@ def read(item: Item, settings: VideoSettings) -> list[Record]:
     Raises:
         Unreadable: with the reason.
     """
-    source = _row(item) if item.row is not None else _file(Path(item.path))
+    source = _row(item) if item.row is not None else readable(Path(item.path))
     facts = look(source, settings.max_pixels)
     total, store = len(facts.shown), settings.store
     ends = _segments(total, store.segment_frames)
@@ -86,26 +86,6 @@ def _record(
     return Record(key, payload, CODECS[store.codec], (*shape, 3), "uint8", item.target, item.group, meta)
 
 
-def _file(path: Path) -> Path:
-    try:
-        facts = path.stat()
-        if stat.S_ISDIR(facts.st_mode):
-            raise Unreadable("is a folder, not a file")
-        if not stat.S_ISREG(facts.st_mode):
-            raise Unreadable("is not a regular file")
-        with path.open("rb") as source:
-            source.read(1)
-    except FileNotFoundError:
-        raise Unreadable("dangling link" if path.is_symlink() else "missing file") from None
-    except PermissionError:
-        raise Unreadable("permission denied") from None
-    except OSError as error:
-        raise Unreadable(f"cannot be opened: {error.strerror}") from None
-    if facts.st_size == 0:
-        raise Unreadable("empty file")
-    return path
-
-
 def _row(item: Item) -> Source:
     """The video column of a Hugging Face dataset's row."""
     row = load_row(item)
@@ -115,7 +95,7 @@ def _row(item: Item) -> Source:
     if isinstance(value, dict) and value.get("bytes"):
         return bytes(value["bytes"])
     if isinstance(value, dict) and value.get("path"):
-        return _file(Path(value["path"]))
+        return readable(Path(value["path"]))
     if isinstance(value, str):
-        return _file(Path(value))
+        return readable(Path(value))
     raise Unreadable(f"the row has no video column (it has {', '.join(row)})")

@@ -67,10 +67,10 @@ def test_a_file_without_permission_is_listed_with_that_reason(tmp_path):
     (tmp_path / "a.png").chmod(0)
     code = (
         "import os, sys\n"
-        "from modalities.image.reading import _file_bytes\n"
+        "from core.data.files import content\n"
         "from pathlib import Path\n"
         "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
-        "try: _file_bytes(Path(sys.argv[1]))\n"
+        "try: content(Path(sys.argv[1]))\n"
         "except Exception as e: print(type(e).__name__, e)\n"
     )
     for folder in [tmp_path, *tmp_path.parents]:
