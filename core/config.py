@@ -5,7 +5,7 @@ A field marked ``no_result`` changes how a run is carried out, never what comes 
 of every digest.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -37,6 +37,16 @@ class Config(BaseModel):
 
 class PluginSettings(Config):
     """Base of a modality's own settings, the recipe's ``data`` group."""
+
+
+def check_patches(size: Sequence[int], patch: Sequence[int]) -> None:
+    """Refuse a ``size`` that is not a whole number of patches along every axis; for validators of plugin settings.
+
+    Raises:
+        ValueError: with both.
+    """
+    if any(extent % along for extent, along in zip(size, patch, strict=True)):
+        raise ValueError(f"size {tuple(size)} is not a multiple of patch {tuple(patch)}")
 
 
 @dataclass(frozen=True)

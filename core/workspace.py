@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,6 +50,22 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """``folder``, filled by ``make`` the first time: there whole or not at all, whoever else makes it meanwhile."""
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            made = Path(scratch) / folder.name
+            made.mkdir()
+            make(made)
+            try:
+                made.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # Otherwise another process was quicker, and its folder is as good.
+                    raise
+    return folder
 
 
 @dataclass(frozen=True)

@@ -150,10 +150,8 @@ class Follower:
             with (self._folder() / EVENTS_FILE).open("rb") as source:
                 source.seek(self._offset)
                 data = source.read()
-        except (
-            FileNotFoundError
-        ):  # Not begun; or the folder got its final name this moment, and the next tick finds it.
-            return
+        except FileNotFoundError:
+            return  # Not begun; or the folder got its final name this moment, and the next tick finds it.
         end = data.rfind(b"\n") + 1
         self._offset += end
         for line in data[:end].splitlines():

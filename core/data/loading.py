@@ -144,9 +144,7 @@ class TrainViews(Dataset[tuple[MicroBatch, SampleBatch]]):
 
     def _views(self, record: Record, draws: Sequence[Draw]) -> Sequence[Sample]:
         rngs = [numpy_rng(self._seed, "view", draw.epoch, draw.copy, record.key) for draw in draws]
-        return (
-            [self._plugin.view(record, rngs[0], train=True)] if len(rngs) == 1 else self._plugin.repeated(record, rngs)
-        )
+        return self._plugin.repeated(record, rngs)
 
 
 class FixedViews(Dataset[SampleBatch]):

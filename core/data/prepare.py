@@ -173,10 +173,11 @@ def _tell(facts: Facts, tracker: Tracker) -> None:
     missing = [name for name, counts in facts.classes.items() if counts["train"] == 0]
     if missing:
         tracker.note(f"no training item of {len(missing)} classes: {', '.join(missing[:10])}")
-    if facts.labelled and not facts.counts["test"]:
+    if facts.target is not None and facts.labelled["test"] == 0:
         groups = len({row.group for row in facts.rows if row.group is not None})
         tracker.note(
-            f"no item is held out for testing, so nothing can be evaluated; groups stay whole, and there are {groups}"
+            f"no labelled item is held out for testing, so nothing can be evaluated; groups stay whole, and there are "
+            f"{groups}"
         )
     if facts.unreadable:
         tracker.note(f"{len(facts.unreadable)} files could not be read; the dataset card lists them with the reasons")

@@ -1,9 +1,9 @@
 """Weights of `transformers.ViTMAEForPreTraining` (5.x key layout) under our names."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
+
+from core.interop.layout import Layout, State
 
 _BLOCK = {
     "layernorm_before": "norm1",
@@ -30,30 +30,23 @@ _TOP = {
 }
 
 
-def autoencoder_from_vit_mae(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+_LAYERS = {"vit.layers.": "encoder.blocks.", "decoder.decoder_layers.": "decoder.blocks."}
+
+
+def _attention(state: State, block: str) -> tuple[Tensor, Tensor]:
+    weight, bias = (
+        torch.cat([state[f"{block}attention.{part}_proj.{kind}"] for part in "qkv"]) for kind in ("weight", "bias")
+    )
+    return weight, bias
+
+
+_LAYOUT = Layout("ViTMAEForPreTraining", _TOP, _LAYERS, _BLOCK, _attention)
+
+
+def autoencoder_from_vit_mae(state: State) -> dict[str, Tensor]:
     """The state dict of a `MaskedAutoencoder` from that of a ``ViTMAEForPreTraining``.
 
     Raises:
         ValueError: if a key is of no known kind.
     """
-    ours = {_TOP[name]: value for name, value in state.items() if name in _TOP}
-    for theirs, mine in (("vit.layers.", "encoder.blocks."), ("decoder.decoder_layers.", "decoder.blocks.")):
-        numbers = {int(name.removeprefix(theirs).split(".")[0]) for name in state if name.startswith(theirs)}
-        for number in sorted(numbers):
-            ours |= _block(state, f"{theirs}{number}.", f"{mine}{number}.")
-    known = set(_TOP)
-    unknown = [n for n in state if n not in known and not n.startswith(("vit.layers.", "decoder.decoder_layers."))]
-    if unknown:
-        raise ValueError(f"not a ViTMAEForPreTraining state dict: unknown key {unknown[0]!r} ({len(unknown)} in all)")
-    return ours
-
-
-def _block(state: Mapping[str, Tensor], theirs: str, mine: str) -> dict[str, Tensor]:
-    """One transformer block; query, key and value become one matrix, as in timm."""
-    block = {}
-    for kind in ("weight", "bias"):
-        for old, new in _BLOCK.items():
-            block[f"{mine}{new}.{kind}"] = state[f"{theirs}{old}.{kind}"]
-        parts = [state[f"{theirs}attention.{part}_proj.{kind}"] for part in "qkv"]
-        block[f"{mine}attn.qkv.{kind}"] = torch.cat(parts)
-    return block
+    return _LAYOUT.autoencoder(state)

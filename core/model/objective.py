@@ -1,5 +1,6 @@
 """The reconstruction target and loss (He et al. 2021, section 3), and the target's inverse for pictures."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -98,15 +99,15 @@ def reconstruction_loss(predicted_BMP: Tensor, target_BMP: Tensor, valid_BM: Ten
     return (per_patch * weights).sum() / weights.sum().clamp_min(1.0)
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """A forward pass that ends in a loss: what the training loop trains."""
 
     model: nn.Module
     """The part whose weights are kept."""
 
+    @abstractmethod
     def forward(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Loss of a micro-batch, a scalar on the device, and what is known of it without asking the device."""
-        raise NotImplementedError
 
 
 class MaskedObjective(Objective):

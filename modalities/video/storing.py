@@ -9,6 +9,7 @@ import io
 import struct
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -175,13 +176,16 @@ def _jpegs(packets: _Packets, chosen: Sequence[int], channels: int) -> Iterator[
         yield decode_jpeg(data, mode).permute(1, 2, 0).numpy()
 
 
-def _all(record: Record) -> Frames:
+# --- as codecs --------------------------------------------------------------------------------------------------------
+
+
+def _decode_all(record: Record) -> Frames:
     return decode_frames(record, range(record.shape[0]))
 
 
-def _encode(array: Frames, **store: Any) -> bytes:
-    return encode_frames(array, StoreConfig(**store))
+def _encode_all(codec: str, frames: Frames, **store: Any) -> bytes:
+    return encode_frames(frames, StoreConfig(codec=codec, **store))
 
 
-for _name, _registered in CODECS.items():
-    register(_registered, lambda array, _name=_name, **store: _encode(array, codec=_name, **store), _all)
+for _codec, _name in CODECS.items():
+    register(_name, partial(_encode_all, _codec), _decode_all)

@@ -2,14 +2,13 @@
 
 import io
 import pickle
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from core.data.packages import member_of
+from core.workspace import made_once
 
 PACKAGE = "seglearn==1.2.5"
 MEMBER = "seglearn/data/watch_dataset.npy"
@@ -22,15 +21,9 @@ def fetch(home: Path) -> Path:
     Raises:
         UserError: if the package cannot be fetched, or is not what it was.
     """
-    folder = home / "demo" / "watch"
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            recordings = _unpickled(member_of(PACKAGE, MEMBER, SHA256))
-            _write(recordings, Path(scratch) / "watch")
-            # A move, last: the folder is there whole or not at all.
-            if not folder.exists():
-                shutil.move(Path(scratch) / "watch", folder)
+    folder = made_once(
+        home / "demo" / "watch", lambda folder: _write(_unpickled(member_of(PACKAGE, MEMBER, SHA256)), folder)
+    )
     return folder / "manifest.csv"
 
 
