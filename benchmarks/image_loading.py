@@ -19,17 +19,13 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
-import numpy as np
 import torch
+from loaders import interval, prepared
 from PIL import Image
 
 from core import recipes
 from core.data.loading import MicroBatch, Part, Stream, TrainViews
-from core.data.prepare import prepare
-from core.data.store import PreparedStore
 from core.registry import plugin
-from core.tracking import NullTracker
-from core.workspace import Home
 
 PHOTOGRAPHS = (
     "astronaut",
@@ -111,20 +107,7 @@ def write_photographs(folder: Path, copies: int) -> int:
 def maeflow_worker(source: Path, root: Path) -> tuple[Callable[[], int], int]:
     """One pass over prepared data by what a loader worker runs; and the bytes of the prepared data."""
     recipe = recipes.load("image/vit_base", ["prepare.val_fraction=0", "prepare.test_fraction=0", "compute.workers=1"])
-    home = Home.create(root)
-    work = root / "prepared" / "bench"
-    work.mkdir()
-    record = prepare(
-        recipe,
-        str(source / "photo"),
-        plugin=plugin("image", recipe.data, "evaluate"),
-        home=home,
-        workdir=work,
-        digest="bench",
-        tracker=NullTracker(),
-        should_stop=lambda: False,
-    )
-    store = PreparedStore.open(work)
+    store, size = prepared(recipe, source / "photo", root)
     stream = Stream([Part(store.ids("train"))], 0)
     views = TrainViews([store], stream, plugin("image", recipe.data, "pretrain"), 0, None)
     position = 0
@@ -136,7 +119,7 @@ def maeflow_worker(source: Path, root: Path) -> tuple[Callable[[], int], int]:
         position += stream.per_epoch
         return -(-stream.per_epoch // BATCH) * BATCH
 
-    return one_pass, record.bytes
+    return one_pass, size
 
 
 def torchvision_worker(source: Path) -> Callable[[], int]:
@@ -170,13 +153,6 @@ def compare(
             count = one_pass()
             series.append(count / (time.perf_counter() - start))
     return [a / b for a, b in zip(first, second, strict=True)], first, second
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """95 % bootstrap interval of the median."""
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(values, (4000, len(values))), axis=1)
-    return float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
 
 
 def show(result: dict[str, float]) -> None:

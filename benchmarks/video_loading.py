@@ -26,16 +26,14 @@ import decord
 import numpy as np
 import psutil
 import torch
+from loaders import interval, prepared
 
 from core import recipes
 from core.data import crops
 from core.data.loading import MicroBatch, Part, Stream, TrainViews
 from core.data.packages import members_of
-from core.data.prepare import prepare
 from core.data.store import PreparedStore
 from core.registry import plugin
-from core.tracking import NullTracker
-from core.workspace import Home
 from modalities.video.demo import FOOTAGE, SOURCES
 from modalities.video.sampling import frames_at, random_crop
 
@@ -101,23 +99,6 @@ def write_videos(folder: Path) -> Path:
     return folder
 
 
-def prepared(recipe: Any, source: Path, root: Path) -> tuple[PreparedStore, int]:
-    home = Home.create(root)
-    work = root / "prepared" / "bench"
-    work.mkdir()
-    record = prepare(
-        recipe,
-        str(source),
-        plugin=plugin("video", recipe.data, "evaluate"),
-        home=home,
-        workdir=work,
-        digest="bench",
-        tracker=NullTracker(),
-        should_stop=lambda: False,
-    )
-    return PreparedStore.open(work), record.bytes
-
-
 def worker(recipe: Any, store: PreparedStore, repeats: int) -> Callable[[], None]:
     """A round by what a loader worker runs."""
     stream = Stream([Part(store.ids("train"))], 0, repeats)
@@ -176,10 +157,9 @@ def growth(one_round: Callable[[], None], reads: int) -> float:
 
 def compared(theirs: list[float], ours: list[float]) -> dict[str, float]:
     """Median of the paired ratios and its 95 % bootstrap interval."""
-    ratios = np.array(theirs) / np.array(ours)
-    draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
-    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
-    return {"ratio": round(float(np.median(ratios)), 2), "low": round(float(low), 2), "high": round(float(high), 2)}
+    ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
+    low, high = interval(ratios)
+    return {"ratio": round(statistics.median(ratios), 2), "low": round(low, 2), "high": round(high, 2)}
 
 
 if __name__ == "__main__":

@@ -422,6 +422,19 @@ def test_labelled_items_that_cannot_be_held_out_are_told_before_anything_is_trai
     assert any(text.endswith("groups stay whole, and there are 1") for text in said)
 
 
+def test_data_without_labels_are_not_told_to_lack_test_items(tmp_path):
+    class Nameless(Signals):
+        def discover(self, source):
+            return [replace(item, target=None) for item in super().discover(source)]
+
+    said = []
+    tracker = NullTracker()
+    tracker.note = said.append
+    write(tmp_path / "source", 20)
+    run(tmp_path / "source", tmp_path / "home", plugin=Nameless, workers=0, tracker=tracker)
+    assert said == []
+
+
 def test_windows_of_a_recording_without_a_group_are_one(tmp_path):
     """The silence in one recording does not tie it to another's: 30 recordings, all of them alike."""
     write(tmp_path / "source", 30)
