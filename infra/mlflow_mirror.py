@@ -3,6 +3,8 @@
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +60,7 @@ class Mirror:
         """Send up to a batch of events; whether there may be more."""
         from mlflow.entities import Metric
 
-        folder = self._folder()
-        lines, end = _whole_lines(folder / EVENTS_FILE, self._offset)
+        lines, end = _whole_lines(self._folder() / EVENTS_FILE, self._offset)
         metrics: list[Metric] = []
         sent = dict(self._sent)
         for line in lines:
@@ -69,10 +70,10 @@ class Mirror:
                 sent |= dict.fromkeys(fresh, event["step"])
                 metrics += [Metric(k, float(v), int(event["t"] * 1000), event["step"]) for k, v in fresh.items()]
             elif event["kind"] == "picture" and event["step"] > sent.get(event["key"], -1):
-                self._picture(folder / event["path"], event["key"], event["step"])
+                self._with_file(event["path"], partial(self._picture, event["key"], event["step"]))
                 sent[event["key"]] = event["step"]
-            elif event["kind"] == "media" and (folder / event["path"]).exists():
-                self._client.log_artifact(self._run_id, str(folder / event["path"]), "media")
+            elif event["kind"] == "media":
+                self._with_file(event["path"], self._media)
         for start in range(0, len(metrics), BATCH):
             self._client.log_batch(self._run_id, metrics=metrics[start : start + BATCH])
         if end > self._offset:
@@ -81,12 +82,23 @@ class Mirror:
             write_text(self._state_file, json.dumps({"offset": end, "sent": sent}))
         return bool(lines)
 
-    def _picture(self, path: Path, key: str, step: int) -> None:
+    def _with_file(self, name: str, send: Callable[[Path], None]) -> None:
+        """Send a file of the folder, which may be getting its final name at this very moment."""
+        for _ in range(2):
+            with suppress(FileNotFoundError):
+                return send(self._folder() / name)
+        return None
+
+    def _picture(self, key: str, step: int, path: Path) -> None:
         from PIL import Image
 
-        if path.exists():
-            with Image.open(path) as picture:
-                self._client.log_image(self._run_id, picture.convert("RGB"), key=key, step=step)
+        with Image.open(path) as picture:
+            self._client.log_image(self._run_id, picture.convert("RGB"), key=key, step=step)
+
+    def _media(self, path: Path) -> None:
+        if not path.exists():  # What MLflow raises for it depends on where it keeps its artifacts.
+            raise FileNotFoundError(path)
+        self._client.log_artifact(self._run_id, str(path), "media")
 
 
 def _whole_lines(file: Path, offset: int, limit: int = 1 << 20) -> tuple[list[bytes], int]:

@@ -56,6 +56,27 @@ def test_events_arrive_once_across_restarts_and_rewinds(client, run_id, tmp_path
     assert [f.path for f in client.list_artifacts(run_id, "media")] == ["media/reconstructions-00000008.gif"]
 
 
+def test_files_arrive_of_a_folder_that_gets_its_final_name_meanwhile(client, run_id, tmp_path):
+    partial, final = tmp_path / "work.partial", tmp_path / "work"
+    partial.mkdir()
+    with JsonlTracker(partial) as tracker:
+        tracker.picture("reconstructions", 1, png())
+        tracker.media("reconstructions", 1, b"GIF89a", ".gif")
+    asked = []
+
+    def folder():
+        """Answers as it was when it was asked first; by the time of the answer the folder has moved on."""
+        asked.append(None)
+        if len(asked) == 2:
+            partial.rename(final)
+            return partial
+        return final if final.exists() else partial
+
+    assert Mirror(client, run_id, folder, tmp_path / "state.json").close()
+    assert any("reconstructions" in f.path for f in client.list_artifacts(run_id, "images"))
+    assert client.list_artifacts(run_id, "media")
+
+
 def test_a_half_written_event_waits_for_its_end(client, run_id, tmp_path):
     log = tmp_path / "events.jsonl"
     log.write_bytes(b'{"t":1,"kind":"metrics","step":1,"values":{"a":1}}\n{"t":2,"kind":"metr')
