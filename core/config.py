@@ -121,13 +121,14 @@ class MaskKind(StrEnum):
     TUBE = "tube"
     BLOCK = "block"
     AXIS = "axis"
+    AXES = "axes"
 
 
 class MaskConfig(Config):
     """Which patches the encoder never sees."""
 
     kind: MaskKind = MaskKind.RANDOM
-    """Independent patches, the same places along the first axis (tube), blocks, or whole slices of an axis."""
+    """Independent patches, the same places along the first axis (tube), blocks, whole slices of an axis, or of each."""
     ratio: OpenFraction = 0.75
     """Share of the patches that is hidden; the share realised on a small grid differs and is logged."""
     count_rule: CountRule = CountRule.FLOOR_KEEP
@@ -136,11 +137,15 @@ class MaskConfig(Config):
     """Patches per block along each axis of the grid; needed by `block`."""
     axis: Annotated[int, Field(ge=0, le=3)] = 0
     """Axis of the grid whose slices are hidden whole; used by `axis`."""
+    ratios: tuple[Annotated[float, Field(ge=0, lt=1)], ...] | None = None
+    """Share of each axis's slices that is hidden, such as time and frequency; needed by `axes`, in place of `ratio`."""
 
     @model_validator(mode="after")
-    def _block_needs_shape(self) -> "MaskConfig":
+    def _kinds_have_what_they_need(self) -> "MaskConfig":
         if self.kind is MaskKind.BLOCK and self.block is None:
             raise ValueError("mask kind 'block' needs `block`, patches per block along each axis")
+        if self.kind is MaskKind.AXES and self.ratios is None:
+            raise ValueError("mask kind 'axes' needs `ratios`, the share hidden along each axis")
         return self
 
 
@@ -175,6 +180,20 @@ class DecoderConfig(Config):
     """Number of blocks."""
     heads: PositiveInt = 16
     """Attention heads; must divide the width."""
+    attention: Literal["global", "local"] = "global"
+    """Whether a patch attends to all others, or to those in its window of the grid (Liu et al. 2021)."""
+    window: tuple[PositiveInt, ...] | None = None
+    """Patches of a window along each axis of the grid; needed by `local`."""
+    shift: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """By how many patches the windows of every other block are moved; default: half a window."""
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> "DecoderConfig":
+        if self.attention == "local" and self.window is None:
+            raise ValueError("decoder attention 'local' needs `window`, patches along each axis of the grid")
+        if self.shift is not None and (self.window is None or len(self.shift) != len(self.window)):
+            raise ValueError("decoder `shift` needs one number for each of `window`")
+        return self
 
 
 class ModelConfig(Config):
@@ -192,6 +211,9 @@ class ModelConfig(Config):
     """Whether a class token goes through the encoder with the patches."""
     positions: Literal["sincos", "sincos_joint", "learned"] = "sincos"
     """Fixed sine-cosine positions, separable over the axes or by the patch's number (VideoMAE); or learned ones."""
+    other_size: Literal["stretch", "keep"] = "stretch"
+    """Positions of an input of another size: stretched over it, as for pictures of another resolution, or as far apart as
+    before, as for recordings of another length."""
     decoder: DecoderConfig = DecoderConfig()
     """The decoder of pretraining."""
 
@@ -305,6 +327,10 @@ class FinetuneConfig(TrainConfig):
     """Beta parameter of mixup; 0 turns it off."""
     cutmix: Annotated[float, Field(ge=0)] = 0.0
     """Beta parameter of cutmix; 0 turns it off."""
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """Each item once per epoch, or at random, an item of rare classes as much more often as these are rarer."""
+    epoch_samples: PositiveInt | None = None
+    """Samples per epoch where they are not to be as many as there are items."""
 
 
 class ArmConfig(Config):

@@ -97,6 +97,16 @@ class SampleBatch:
 
 
 @dataclass(slots=True)
+class Mixed:
+    """How samples of a batch were mixed, so that their targets can be mixed alike."""
+
+    partner: "torch.Tensor"
+    """(B,) int64: which other sample of the batch each was mixed with."""
+    share: "torch.Tensor"
+    """(B,) float32: how much of each is its own, 0 to 1."""
+
+
+@dataclass(slots=True)
 class Batch:
     """What the model sees."""
 
@@ -106,6 +116,8 @@ class Batch:
     """(B, ...)."""
     valid: "torch.Tensor | None" = None
     """(B, N) bool: patches that hold real data; None where all do."""
+    mixed: "Mixed | None" = None
+    """Set by a plugin that mixes samples in fine-tuning; ``target`` is still each sample's own."""
 
 
 @dataclass(slots=True)

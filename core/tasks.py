@@ -15,6 +15,8 @@ from core.records import Target
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from core.modality import Mixed
+
 T = TypeVar("T")
 
 
@@ -138,6 +140,24 @@ class Task(ABC):
     def loss(self, logits: "Tensor", target: "Tensor", *, weights: "Tensor | None", smoothing: float) -> "Tensor":
         """A scalar on the device, without waiting for it; ``weights`` (outputs,) weigh the classes."""
 
+    def mixed(self, target: "Tensor", how: "Mixed") -> "Tensor":
+        """Targets (B, ...) of samples that a plugin mixed, each with its partner's by its share."""
+        soft = self._soft(target)
+        share = how.share.view(-1, *[1] * (soft.ndim - 1)).to(soft.dtype)
+        return soft * share + soft[how.partner] * (1 - share)
+
+    def _soft(self, target: "Tensor") -> "Tensor":
+        """Targets as float32, which can be mixed."""
+        return target
+
+    def frequencies(self, targets: Sequence[Any]) -> "np.ndarray[Any, np.dtype[np.float64]]":
+        """How often each of the items is to be drawn, in the mean, so that classes come up alike; they sum to 1.
+
+        Raises:
+            UserError: if the task has no classes.
+        """
+        raise UserError(f"finetune.sampling=balanced needs classes; a {self.kind} task has none")
+
     @abstractmethod
     def predictions(self, logits: "Tensor") -> "Tensor":
         """What the model says: classes (N,), 0/1 (N, outputs), or numbers (N, outputs)."""
@@ -173,6 +193,17 @@ class SingleLabel(Task):
         from torch.nn.functional import cross_entropy
 
         return cross_entropy(logits, target, weight=weights, label_smoothing=smoothing)
+
+    def _soft(self, target: "Tensor") -> "Tensor":
+        from torch.nn.functional import one_hot
+
+        return one_hot(target, self.outputs).float() if target.ndim == 1 else target
+
+    def frequencies(self, targets: Sequence[Any]) -> "np.ndarray[Any, np.dtype[np.float64]]":
+        """The inverse of the number of items of the class."""
+        classes = np.array(targets, dtype=np.int64)
+        weights = 1.0 / np.bincount(classes, minlength=self.outputs)[classes]
+        return weights / weights.sum()
 
     def predictions(self, logits: "Tensor") -> "Tensor":
         """The class of the largest logit, (N,) int64."""
@@ -213,27 +244,42 @@ class MultiLabel(Task):
 
         return loss(logits, target * (1 - smoothing) + 0.5 * smoothing, pos_weight=weights)
 
+    def frequencies(self, targets: Sequence[Any]) -> "np.ndarray[Any, np.dtype[np.float64]]":
+        """The inverses of the numbers of items of all its classes, added up (Kong et al. 2020); least where it has none."""
+        given = np.array(targets, dtype=np.float64)
+        rarity = 1.0 / np.maximum(given.sum(axis=0), 1)
+        weights = np.maximum(given @ rarity, rarity.min())
+        return weights / weights.sum()
+
     def predictions(self, logits: "Tensor") -> "Tensor":
         """1 where a class is likelier than not, (N, outputs) int64."""
         return (logits > 0).long()
 
     def metrics(self, logits: "Tensor", target: "Tensor") -> dict[str, float]:
-        """Mean average precision, AUROC and F1 over the classes that have both kinds of items, and their number.
+        """Mean average precision, AUROC, d-prime and F1 over the classes that have both kinds of items, and their number.
 
-        F1 takes logits, whose threshold is 0; the other two take any scores that rank.
+        d-prime is that of the mean AUROC (Gong et al. 2021). F1 takes logits, whose threshold is 0; the others take any
+        scores that rank.
         """
-        from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+        import torch
+        from torchmetrics.functional import classification as of
 
-        scores, truth = logits.float().numpy(), target.numpy()
-        defined = [c for c in range(self.outputs) if 0 < truth[:, c].sum() < len(truth)]
+        scores, truth = logits.float(), target.long()
+        defined = [c for c in range(self.outputs) if 0 < int(truth[:, c].sum()) < len(truth)]
         if not defined:
-            return {"map": 0.0, "auroc": 0.5, "f1": 0.0, "classes_scored": 0.0}
-        precision = [average_precision_score(truth[:, c], scores[:, c]) for c in defined]
-        area = [roc_auc_score(truth[:, c], scores[:, c]) for c in defined]
-        said = self.predictions(logits).numpy()
-        f1 = [f1_score(truth[:, c], said[:, c], zero_division=0) for c in defined]
-        means = {"map": precision, "auroc": area, "f1": f1}
-        return {name: float(np.mean(v)) for name, v in means.items()} | {"classes_scored": float(len(defined))}
+            return {"map": 0.0, "auroc": 0.5, "d_prime": 0.0, "f1": 0.0, "classes_scored": 0.0}
+        scores, truth, count = scores[:, defined], truth[:, defined], len(defined)
+        # Ranks stand for scores: the metrics would send logits through a sigmoid, at whose ends they become alike.
+        ranks = torch.stack([column.unique(return_inverse=True)[1] for column in scores.T], dim=1)
+        even = ranks.double() / max(len(truth), 1)
+        area = float(of.multilabel_auroc(even, truth, count, average="macro"))
+        values = {
+            "map": float(of.multilabel_average_precision(even, truth, count, average="macro")),
+            "auroc": area,
+            "d_prime": _d_prime(area),
+            "f1": float(of.multilabel_f1_score(self.predictions(scores), truth, count, average="macro")),
+        }
+        return values | {"classes_scored": float(count)}
 
     def _balanced(self, targets: Sequence[Any]) -> "Tensor | None":
         import torch
@@ -270,6 +316,13 @@ class Regression(Task):
         spread = (target - target.mean(dim=0)).square().sum()
         r2 = 1.0 - float(error.square().sum() / spread) if float(spread) > 0 else 0.0
         return {"r2": r2, "mae": float(error.abs().mean()), "rmse": float(error.square().mean().sqrt())}
+
+
+def _d_prime(area: float) -> float:
+    """How many deviations two normal distributions of scores lie apart that have this area under their ROC curve."""
+    from scipy.stats import norm
+
+    return float(math.sqrt(2) * norm.ppf(min(max(area, 1e-6), 1 - 1e-6)))
 
 
 _TASKS: dict[TaskKind, type[Task]] = {task.kind: task for task in (SingleLabel, MultiLabel, Regression)}

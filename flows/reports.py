@@ -8,12 +8,14 @@ from typing import Any
 
 from core.data.card import read_card
 from core.digests import recipe_digest
-from core.evaluation.report import ReportData, StageTime, render_report
+from core.evaluation.report import ReportData, ReportSound, StageTime, render_report
 from core.records import EvalReport, PreparedData, PretrainedEncoder, TunedModel
 from core.tracking import EVENTS_FILE
 from core.workspace import digest_of, write_text
 from flows.stages import Context, Outcome
 
+COLUMNS = ("original", "masked", "reconstructed")
+"""Of what there may be sounds; `core.evaluation.pictures` names them, but needs torch."""
 PICTURE, MOVING = "reconstructions.png", "reconstructions.gif"
 
 
@@ -41,6 +43,7 @@ def gather(context: Context) -> ReportData:
         curves=_curves(context.outcomes),
         picture=_embedded(by_stage.get("pretrain"), PICTURE),
         moving=_embedded(by_stage.get("pretrain"), MOVING),
+        sounds=_sounds(by_stage.get("pretrain")),
         results=_results(evaluated),
         encoder_metrics=_metrics(by_stage.get("pretrain")),
         tuned_metrics=_metrics(by_stage.get("finetune")),
@@ -80,6 +83,18 @@ def _embedded(outcome: Outcome[Any] | None, name: str) -> str | None:
     if outcome is None or not (outcome.folder / name).exists():
         return None
     return base64.b64encode((outcome.folder / name).read_bytes()).decode()
+
+
+def _sounds(outcome: Outcome[Any] | None) -> list[ReportSound]:
+    """What pretraining left to be heard."""
+    if outcome is None:
+        return []
+    found = []
+    for column in COLUMNS:
+        for path in sorted(outcome.folder.glob(f"reconstruction-*-{column}.*")):
+            sample = path.stem.split("-")[1]
+            found.append(ReportSound(sample, column, path.suffix, base64.b64encode(path.read_bytes()).decode()))
+    return found
 
 
 def _results(outcome: Outcome[Any] | None) -> dict[str, Any] | None:

@@ -41,11 +41,15 @@ class Part:
     """Rows of the store."""
     weight: float = 1.0
     """Times each row appears per epoch, in the mean."""
+    frequencies: NDArray[np.float64] | None = None
+    """(rows,) probabilities with which rows are drawn at random; without them all appear equally often."""
+    samples: int | None = None
+    """Samples in one epoch, where these are not to follow from the rows and their weight."""
 
     @property
     def per_epoch(self) -> int:
         """Samples of this part in one epoch."""
-        return max(1, round(len(self.ids) * self.weight))
+        return self.samples or max(1, round(len(self.ids) * self.weight))
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,24 @@ class Stream:
 
     @staticmethod
     def _part(number: int, part: Part, rng: np.random.Generator) -> Ids:
-        order = rng.permutation(part.ids)
         position = np.arange(part.per_epoch)
-        rows = order[position % len(order)]
-        return np.stack([np.full_like(position, number), rows, position // len(order)], axis=1)
+        if part.frequencies is None:
+            order = rng.permutation(part.ids)
+            rows, copies = order[position % len(order)], position // len(order)
+        else:
+            rows = rng.choice(part.ids, len(position), p=part.frequencies)
+            copies = _appearances(rows)
+        return np.stack([np.full_like(position, number), rows, copies], axis=1)
+
+
+def _appearances(rows: Ids) -> Ids:
+    """For each of ``rows``, how often the same row stands before it."""
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    first = np.searchsorted(ordered, ordered, side="left")
+    counts = np.empty_like(rows)
+    counts[order] = np.arange(len(rows)) - first
+    return counts
 
 
 @dataclass(frozen=True)

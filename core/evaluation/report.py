@@ -19,7 +19,7 @@ MOST_CLASSES = 30
 """Most classes whose confusion matrix can still be read."""
 MOST_FILES = 200
 """Longest list of unreadable files on the page; the card holds all."""
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 """Content security policy: the page makes no request and runs no script, whatever a file name holds."""
 
 
@@ -29,6 +29,18 @@ class StageTime:
 
     stage: str
     seconds: float
+
+
+@dataclass(frozen=True)
+class ReportSound:
+    """One sound of a sample: the original, what the encoder was given of it, or the reconstruction."""
+
+    sample: str
+    column: str
+    suffix: str
+    """File suffix with its dot."""
+    data: str
+    """The file in base64."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,8 @@ class ReportData:
     """Reconstructions, a PNG in base64."""
     moving: str | None = None
     """The same as an animated GIF in base64, where the data move."""
+    sounds: Sequence["ReportSound"] = ()
+    """Reconstructions that can be heard."""
     results: dict[str, Any] | None = None
     """What `evaluate` wrote."""
     encoder_metrics: dict[str, float] = field(default_factory=dict)
@@ -170,7 +184,30 @@ def _reconstructions(data: ReportData) -> str:
         f'<img{small} alt="Rows of three pictures: an original, the part of it that the encoder saw, and its '
         f'reconstruction" src="data:image/png;base64,{escape(data.picture)}"></picture>'
         f"<figcaption>Visible patches are the original's own{scaled}. The sharpness of the hidden parts is not the "
-        "aim, what the encoder had to know to guess them is.</figcaption></figure>"
+        f"aim, what the encoder had to know to guess them is.</figcaption></figure>{_sounds(data.sounds)}"
+    )
+
+
+def _sounds(sounds: Sequence[ReportSound]) -> str:
+    """Players, a row per sample."""
+    if not sounds:
+        return ""
+    columns = list(dict.fromkeys(sound.column for sound in sounds))
+    rows = [
+        [
+            f'<audio controls preload="none" aria-label="sample {escape(s.sample)}, {escape(s.column)}" '
+            f'src="data:audio/{escape(s.suffix.removeprefix("."))};base64,{escape(s.data)}"></audio>'
+            for s in sounds
+            if s.sample == sample
+        ]
+        for sample in dict.fromkeys(sound.sample for sound in sounds)
+    ]
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = "".join(f"<tr>{''.join(f'<td>{player}</td>' for player in row)}</tr>" for row in rows)
+    return (
+        f'<div class="scroll"><table class="players"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        '<p class="soft">The first samples as sound, with phases found by Griffin and Lim\'s algorithm: even an original '
+        "sounds as good as its spectrogram, no better.</p>"
     )
 
 

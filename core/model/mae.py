@@ -12,6 +12,7 @@ from core.config import ModelConfig
 from core.model.masking import Mask
 from core.model.patches import PatchSpec, gather_tokens
 from core.model.positions import sincos, sincos_joint
+from core.model.windows import WindowedBlocks
 
 NORM_EPS = 1e-6
 """Epsilon of every layer norm, as in MAE and timm."""
@@ -135,6 +136,8 @@ class Decoder(nn.Module):
         self.mask_token = nn.Parameter(torch.randn(1, 1, size.width) * 0.02)
         self.register_buffer("pos_embed", fixed_positions(spec, config, size.width))
         self.blocks = blocks(size.width, size.depth, size.heads, config.mlp_ratio, 0.0)
+        local = size.attention == "local"
+        self.windows = WindowedBlocks(spec.grid, size.window or (), size.shift) if local else None
         self.norm = nn.LayerNorm(size.width, eps=NORM_EPS)
         self.pred = nn.Linear(size.width, values or spec.values)
         init_linear(self)
@@ -150,10 +153,13 @@ class Decoder(nn.Module):
         visible = visible + gather_tokens(positions, torch.cat([first, keep_BK + self.prefix], dim=1))
         masked = self.mask_token + gather_tokens(positions, decode_BM + self.prefix)
         tokens = torch.cat([visible, masked.to(visible.dtype)], dim=1)
-        attend = None
-        if valid_BN is not None:
-            attend = attention_mask(valid_BN.gather(1, torch.cat([keep_BK, decode_BM], dim=1)), self.prefix)
-        tokens = run_blocks(self.blocks, tokens, attend)
+        ids = torch.cat([keep_BK, decode_BM], dim=1)
+        if self.windows is not None:
+            # A class token stands in no window.
+            tokens = self.windows(self.blocks, tokens[:, self.prefix :], ids, valid_BN)
+        else:
+            attend = None if valid_BN is None else attention_mask(valid_BN.gather(1, ids), self.prefix)
+            tokens = run_blocks(self.blocks, tokens, attend)
         values: Tensor = self.pred(self.norm(tokens[:, -hidden:]))
         return values
 

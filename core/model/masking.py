@@ -68,15 +68,34 @@ def sampler(config: MaskConfig, grid: tuple[int, ...]) -> MaskSampler:
     def sample(samples: int, rng: torch.Generator, valid_BN: Tensor | None) -> Mask:
         scores = draw(samples, rng)
         if valid_BN is not None:
-            # Padding is hidden first, so that the encoder sees real patches before any of it.
-            scores = scores + (~valid_BN) * 8.0
+            scores = padding_between(scores, keep, valid_BN)
         mask = split_by_score(scores, keep)
-        if config.kind is MaskKind.RANDOM:
+        if config.kind is MaskKind.RANDOM and valid_BN is None:
             return mask
-        shuffle = torch.rand(mask.masked_BM.shape, generator=rng, device=rng.device).argsort(dim=1)
-        return Mask(mask.keep_BK, mask.masked_BM.gather(1, shuffle))
+        shuffle = torch.rand(mask.masked_BM.shape, generator=rng, device=rng.device)
+        if valid_BN is not None:
+            # Real patches come first, for a decoder that looks at only some of the hidden ones.
+            shuffle = shuffle + (~valid_BN).gather(1, mask.masked_BM)
+        return Mask(mask.keep_BK, mask.masked_BM.gather(1, shuffle.argsort(dim=1)))
 
     return sample
+
+
+def padding_between(scores_BN: Tensor, keep: int, valid_BN: Tensor) -> Tensor:
+    """Scores that put padding between the visible and the hidden of the real patches, (B, N).
+
+    Each sample keeps the same share of its real patches, at least one, as a sample without padding does; the slots that
+    remain among the ``keep`` are padding, which attention and loss leave out. Were they real patches instead, a short
+    sample would be shown whole, and nothing of it be left to predict.
+    """
+    count = scores_BN.shape[1]
+    real = valid_BN.sum(dim=1, keepdim=True)
+    # At least so many that padding can fill what remains.
+    least = (keep - (count - real)).clamp_min(1)
+    visible = torch.maximum(real * keep // count, least)
+    rank = (scores_BN + (~valid_BN) * 1e3).argsort(dim=1, stable=True).argsort(dim=1)
+    hidden = valid_BN & (rank >= visible)
+    return rank + count * (~valid_BN) + 2 * count * hidden
 
 
 def running_cells(grid: tuple[int, ...], fraction: float) -> Callable[[int, torch.Generator], Tensor]:
@@ -155,6 +174,28 @@ def _axis(config: MaskConfig, grid: tuple[int, ...]) -> tuple[Draw, int]:
     return scores, slices * math.prod(grid) // grid[config.axis]
 
 
+def _axes(config: MaskConfig, grid: tuple[int, ...]) -> tuple[Draw, int]:
+    """Whole slices along every axis at once; a patch is visible where none of its slices is hidden (AudioMAE, 2-D)."""
+    ratios = config.ratios or ()
+    if len(ratios) != len(grid):
+        raise ValueError(f"mask ratios {ratios} need one share for each axis of the grid {grid}")
+    kept = [keep_count(n, r, config.count_rule) if r else n for n, r in zip(grid, ratios, strict=True)]
+    if math.prod(kept) == math.prod(grid):
+        raise ValueError("mask ratios are all 0: nothing would be hidden")
+    draws = [_ranks(n) for n in grid]
+
+    def scores(samples: int, rng: torch.Generator) -> Tensor:
+        total = torch.zeros(samples, *grid, device=rng.device)
+        for axis, (draw, keep) in enumerate(zip(draws, kept, strict=True)):
+            hidden = draw(samples, rng) * grid[axis] >= keep - 0.5
+            shape = [samples] + [1] * len(grid)
+            shape[1 + axis] = grid[axis]
+            total = total + hidden.view(shape)
+        return total.reshape(samples, -1)
+
+    return scores, math.prod(kept)
+
+
 def _uniform(count: int) -> Draw:
     return lambda samples, rng: torch.rand(samples, count, generator=rng, device=rng.device)
 
@@ -170,4 +211,5 @@ _SCORES: dict[MaskKind, Callable[[MaskConfig, tuple[int, ...]], tuple[Draw, int]
     MaskKind.TUBE: _tube,
     MaskKind.BLOCK: _block,
     MaskKind.AXIS: _axis,
+    MaskKind.AXES: _axes,
 }

@@ -62,6 +62,21 @@ def resample(positions_1ND: Tensor, old: tuple[int, ...], new: tuple[int, ...]) 
     return table.movedim(1, -1).reshape(1, math.prod(new), -1).to(positions_1ND.dtype)
 
 
+def cut_or_extend(positions_1ND: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
+    """Positions learned on grid ``old``, as far apart as they were, on grid ``new``: (1, N', D).
+
+    A shorter axis takes the first of them; a longer one, for which there are none, has them stretched.
+
+    Raises:
+        ValueError: if the grids have different numbers of axes.
+    """
+    longer = tuple(max(a, b) for a, b in zip(old, new, strict=False)) if len(old) == len(new) else new
+    table = resample(positions_1ND, old, longer).reshape(1, *longer, -1)
+    for axis, size in enumerate(new):
+        table = table.narrow(axis + 1, 0, size)
+    return table.reshape(1, math.prod(new), -1)
+
+
 def _linear(table: Tensor, axis: int, size: int) -> Tensor:
     """Interpolate one axis."""
     moved = table.movedim(axis, -1)

@@ -74,7 +74,9 @@ def finetune(recipe: Recipe, encoder: PretrainedEncoder, labelled: PreparedData,
     model = build(recipe, encoder, spec, task, work, seed_of(recipe.seed, "head")).to(device)
     class_weights = task.class_weights(on.store.targets(train))
     objective = ClassifierObjective(model, task, recipe.finetune, class_weights).to(device)
-    stream = Stream([Part(train)], seed_of(recipe.seed, "finetune"), recipe.finetune.repeats)
+    stream = Stream(
+        [_part(recipe.finetune, task, on.store, train)], seed_of(recipe.seed, "finetune"), recipe.finetune.repeats
+    )
     look = _Look(on, objective, val, recipe.evaluate.batch)
     job = Job(
         name="finetune",
@@ -143,6 +145,16 @@ def build(
     if pretrained:
         model.load_encoder(encoder_weights(work.home, encoder, spec))
     return model
+
+
+def _part(config: FinetuneConfig, task: Task, store: PreparedStore, train: Ids) -> Part:
+    """The labelled training rows, drawn as the recipe says."""
+    balanced = config.sampling == "balanced"
+    return Part(
+        train,
+        frequencies=task.frequencies(store.targets(train)) if balanced else None,
+        samples=config.epoch_samples,
+    )
 
 
 def layer_groups(model: Classifier, config: FinetuneConfig) -> list[dict[str, Any]]:

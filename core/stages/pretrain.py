@@ -14,7 +14,7 @@ from core.data.loading import FixedViews, Ids, Part, Stream, TrainViews
 from core.data.seeds import seed_of, torch_rng
 from core.data.store import PreparedStore
 from core.errors import StageError
-from core.evaluation.pictures import moving_sheet, reconstruct, sheet
+from core.evaluation.pictures import moving_sheet, reconstruct, rendered, sheet, sounds
 from core.evaluation.probes import knn_predict
 from core.modality import Modality, Stats
 from core.model.mae import MaskedAutoencoder
@@ -43,6 +43,7 @@ ENCODER_FILE = "encoder.safetensors"
 MODEL_FILE = "autoencoder.safetensors"
 PICTURE_FILE = "reconstructions.png"
 MOVING_FILE = "reconstructions.gif"
+SOUND_FILE = "reconstruction-{name}{suffix}"
 SHOWN = 8
 """Samples in a reconstruction picture."""
 PROBE_LIMIT = 5000
@@ -247,11 +248,14 @@ class _Look:
         device = self._stats.mean.device
         views = FixedViews(self._store, ids[spread], self._plugin, SHOWN)
         batch = fixed_batch(views, 0, self._plugin, self._stats, device, self._seed)
-        columns = reconstruct(self._objective, batch, torch_rng(device, self._seed, "picture"))
-        png = sheet(self._plugin, columns)
+        columns = rendered(self._plugin, reconstruct(self._objective, batch, torch_rng(device, self._seed, "picture")))
+        png = sheet(columns)
         write_bytes(self._work.folder / PICTURE_FILE, png)
         self._work.tracker.picture("reconstructions", step, png)
-        moving = moving_sheet(self._plugin, columns)
+        moving = moving_sheet(columns)
         if moving is not None:
             write_bytes(self._work.folder / MOVING_FILE, moving)
             self._work.tracker.media("reconstructions", step, moving, ".gif")
+        for name, sound in sounds(columns):
+            write_bytes(self._work.folder / SOUND_FILE.format(name=name, suffix=sound.suffix), sound.data)
+            self._work.tracker.media(f"reconstruction-{name}", step, sound.data, sound.suffix)

@@ -16,8 +16,9 @@ from core.data.loading import FixedViews, Ids, to_device
 from core.data.seeds import torch_rng
 from core.data.store import PreparedStore
 from core.modality import Batch, Modality, Purpose, Stats
+from core.model.mae import fixed_positions
 from core.model.patches import PatchSpec
-from core.model.positions import resample
+from core.model.positions import cut_or_extend, resample
 from core.records import Geometry, PreparedData, PretrainedEncoder, Statistics
 from core.registry import plugin
 from core.tracking import NullTracker, Tracker
@@ -78,13 +79,20 @@ def versions(device: torch.device) -> dict[str, str]:
 
 
 def encoder_weights(home: Home, record: PretrainedEncoder, spec: PatchSpec) -> dict[str, Tensor]:
-    """The weights of an encoder, its positions resampled to the grid of ``spec`` where that differs."""
+    """The weights of an encoder, its positions brought to the grid of ``spec`` where that differs."""
     weights: dict[str, Tensor] = load_file(home.resolve(record.folder) / record.weights)
     old = spec_of(record.geometry)
-    if old.grid != spec.grid:
-        prefix = weights["pos_embed"].shape[1] - old.count
-        places = resample(weights["pos_embed"][:, prefix:], old.grid, spec.grid)
-        weights["pos_embed"] = torch.cat([weights["pos_embed"][:, :prefix], places], dim=1)
+    if old.grid == spec.grid:
+        return weights
+    table = weights["pos_embed"]
+    prefix = table.shape[1] - old.count
+    if record.model.other_size == "stretch":
+        places = resample(table[:, prefix:], old.grid, spec.grid)
+    elif record.model.positions == "learned":
+        places = cut_or_extend(table[:, prefix:], old.grid, spec.grid)
+    else:
+        places = fixed_positions(spec, record.model, record.model.width)[:, int(record.model.cls_token) :]
+    weights["pos_embed"] = torch.cat([table[:, :prefix], places], dim=1)
     return weights
 
 

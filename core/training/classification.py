@@ -32,6 +32,10 @@ class ClassifierObjective(Objective):
         if batch.target is None:
             raise ValueError("fine-tuning met a sample without a label")
         x, target, smoothing = batch.x, batch.target, self._smoothing
+        if batch.mixed is not None:
+            if self._mix is not None:
+                raise UserError("samples would be mixed twice: by the plugin, and by finetune.mixup or finetune.cutmix")
+            target = self._task.mixed(target, batch.mixed)
         if self._mix is not None:
             x, target = self._mix(x, target)  # Smooths the labels as well.
             smoothing = 0.0

@@ -97,13 +97,72 @@ def test_no_hidden_patch_is_among_the_kept_on_any_grid(height, width, ratio, see
         assert len(kept) + len(hidden) == height * width
 
 
+def lengths(*given, grid=(16,)):
+    """(B, N) bool: so many slices of the first axis are real."""
+    real = torch.arange(grid[0]) < torch.tensor(given)[:, None]
+    return real.repeat_interleave(math.prod(grid[1:]), dim=1)
+
+
 @pytest.mark.parametrize("kind", ["random", "axis"])
-def test_padding_is_kept_only_after_every_real_patch(kind):
-    valid = torch.zeros(3, 16, dtype=torch.bool)
-    valid[0, :6], valid[1, :2], valid[2] = True, True, True
-    mask = sampler(MaskConfig(kind=kind, ratio=0.75), (16,))(3, rng(), valid)
-    kept_valid = valid.gather(1, mask.keep_BK).sum(1)
-    assert kept_valid.tolist() == [4, 2, 4]
+def test_every_sample_shows_the_same_share_of_its_real_patches(kind):
+    valid = lengths(16, 12, 8, 2, 1)
+    mask = sampler(MaskConfig(kind=kind, ratio=0.75), (16,))(5, rng(), valid)
+    assert mask.keep_BK.shape == (5, 4)
+    assert valid.gather(1, mask.keep_BK).sum(1).tolist() == [4, 3, 2, 1, 1]
+    assert valid.gather(1, mask.masked_BM).sum(1).tolist() == [12, 9, 6, 1, 0]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(2, 20), st.integers(1, 8), st.floats(0.05, 0.95), st.integers(0, 10**6), st.data())
+def test_padding_never_takes_a_place_from_real_patches(frames, bands, ratio, seed, data):
+    """Each patch once; as many real ones as the share asks for, whatever the lengths."""
+    grid, count = (frames, bands), frames * bands
+    given = data.draw(st.lists(st.integers(1, frames), min_size=3, max_size=3))
+    valid = lengths(*given, grid=grid)
+    if count < 2:
+        return
+    mask = sampler(MaskConfig(ratio=ratio), grid)(3, rng(seed), valid)
+    every = torch.cat([mask.keep_BK, mask.masked_BM], dim=1).sort(dim=1).values
+    assert torch.equal(every, torch.arange(count).expand(3, -1))
+    keep = mask.keep_BK.shape[1]
+    for row, length in enumerate(given):
+        shown = int(valid[row, mask.keep_BK[row]].sum())
+        assert shown >= 1
+        assert abs(shown - length * bands * keep / count) <= 1 or shown == keep - (count - length * bands)
+
+
+def test_a_decoder_that_looks_at_some_hidden_patches_looks_at_real_ones():
+    valid = lengths(8, 4)
+    mask = sampler(MaskConfig(ratio=0.5), (16,))(2, rng(), valid)
+    hidden = valid.gather(1, mask.masked_BM)
+    assert hidden[0, :4].all()
+    assert hidden[1, :2].all()
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.sampled_from([(101, 12), (80, 12), (512, 8), (64, 64)]), st.sampled_from([0.3, 0.5, 0.8]), st.integers(0, 999)
+)
+def test_masks_over_all_axes_hide_whole_slices_of_large_grids(grid, ratio, seed):
+    """960 and 4,096 tokens: the sums of ids and penalties that such masks are made of elsewhere overflow from 999 on."""
+    config = MaskConfig(kind="axes", ratios=(ratio, 0.5), count_rule="floor_keep")
+    mask = sampler(config, grid)(2, rng(seed), None)
+    for kept, hidden in zip(mask.keep_BK, mask.masked_BM, strict=True):
+        rows, columns = set((kept // grid[1]).tolist()), set((kept % grid[1]).tolist())
+        assert not set(kept.tolist()) & set(hidden.tolist())
+        assert len(kept) + len(hidden) == math.prod(grid)
+        assert len(rows) == keep_count(grid[0], ratio, CountRule.FLOOR_KEEP)
+        assert len(columns) == keep_count(grid[1], 0.5, CountRule.FLOOR_KEEP)
+        assert len(kept) == len(rows) * len(columns)
+
+
+def test_masks_over_all_axes_need_a_share_for_each():
+    with pytest.raises(ValueError, match="one share for each axis"):
+        sampler(MaskConfig(kind="axes", ratios=(0.5,)), (4, 4))
+    with pytest.raises(ValueError, match="needs `ratios`"):
+        MaskConfig(kind="axes")
+    with pytest.raises(ValueError, match="nothing would be hidden"):
+        sampler(MaskConfig(kind="axes", ratios=(0, 0)), (4, 4))
 
 
 def test_every_patch_is_hidden_about_as_often():

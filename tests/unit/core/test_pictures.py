@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from core.evaluation.pictures import moving_sheet, sheet
+from core.evaluation.pictures import moving_sheet, rendered, sheet, sounds
 from core.modality import Media
 
 
@@ -40,12 +40,12 @@ def columns():
 
 
 def test_a_sheet_has_a_row_per_sample_and_a_column_per_tensor(columns):
-    with Image.open(io.BytesIO(sheet(Clips(), columns))) as page:
+    with Image.open(io.BytesIO(sheet(rendered(Clips(), columns)))) as page:
         assert page.size == (3 * 14 - 4, 6 * 12 - 4)
 
 
 def test_a_moving_sheet_moves_as_the_clips_do(columns):
-    with Image.open(io.BytesIO(moving_sheet(Clips(), columns, rows=2))) as page:
+    with Image.open(io.BytesIO(moving_sheet(rendered(Clips(), columns), rows=2))) as page:
         assert page.n_frames == 5
         assert page.size == (3 * 14 - 4, 2 * 12 - 4)
         assert page.info["duration"] == 40
@@ -62,4 +62,15 @@ def test_a_moving_sheet_moves_as_the_clips_do(columns):
 
 
 def test_what_does_not_move_has_no_moving_sheet(columns):
-    assert moving_sheet(Clips(moving=False), columns) is None
+    assert moving_sheet(rendered(Clips(moving=False), columns)) is None
+    assert sounds(rendered(Clips(moving=False), columns)) == []
+
+
+def test_the_first_samples_are_heard_in_every_column(columns):
+    class Tones:
+        def render(self, x):
+            return [Media("image", ".png", b""), Media("audio", ".flac", b"%.2f" % x.max())]
+
+    found = [(name, media.data) for name, media in sounds(rendered(Tones(), columns), rows=2)]
+    one = [("original", b"1.00"), ("masked", b"0.50"), ("reconstructed", b"0.00")]
+    assert found == [(f"{row}-{name}", data) for row in (1, 2) for name, data in one]

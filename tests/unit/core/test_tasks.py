@@ -5,12 +5,14 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn import metrics as reference
 
 from core.config import TaskConfig
 from core.errors import UserError
 from core.evaluation.metrics import bootstrap_interval, confusion_matrix, paired_interval, per_class
 from core.evaluation.probes import knn_predict, linear_probe, pca_logreg
+from core.modality import Mixed
 from core.tasks import Task, _sorted, encode_targets
 
 RNG = np.random.default_rng(0)
@@ -103,7 +105,44 @@ def test_multi_label_metrics_leave_out_undefined_classes():
     assert got["auroc"] == pytest.approx(reference.roc_auc_score(truth[:, :3], scores[:, :3]))
     f1 = reference.f1_score(truth[:, :3], scores[:, :3] > 0, average="macro")
     assert got["f1"] == pytest.approx(f1)
+    assert got["d_prime"] == pytest.approx(2**0.5 * stats.norm.ppf(got["auroc"]))
     assert got["classes_scored"] == 3
+
+
+def test_ties_and_large_logits_are_ranked_as_scikit_learn_ranks_them():
+    """A sigmoid would make logits above 17 alike; equal scores are one step of the curve."""
+    kind, _ = task("multi_label", ["a|b", "c"])
+    truth = RNG.integers(0, 2, (120, 3))
+    scores = (30 + 20 * (truth + RNG.standard_normal(truth.shape))).round(-1)
+    got = kind.metrics(torch.from_numpy(scores), torch.from_numpy(truth))
+    assert got["map"] == pytest.approx(reference.average_precision_score(truth, scores), abs=1e-6)
+    assert got["auroc"] == pytest.approx(reference.roc_auc_score(truth, scores), abs=1e-6)
+
+
+def test_targets_of_mixed_samples_are_mixed_alike():
+    how = Mixed(torch.tensor([1, 0, 2]), torch.tensor([0.7, 1.0, 0.25]))
+    single, _ = task("single_label", ["a", "b", "c"])
+    assert torch.allclose(
+        single.mixed(torch.tensor([0, 2, 1]), how), torch.tensor([[0.7, 0, 0.3], [0, 0, 1.0], [0, 1.0, 0]])
+    )
+    several, _ = task("multi_label", ["a|b", "b"])
+    given = torch.tensor([[1.0, 0], [1, 1], [0, 1]])
+    assert torch.allclose(several.mixed(given, how), torch.tensor([[1, 0.3], [1, 1.0], [0, 1.0]]))
+    number, _ = task("regression", [1.0, 2.0])
+    assert torch.allclose(number.mixed(torch.tensor([[1.0], [2], [8]]), how), torch.tensor([[1.3], [2], [8]]))
+
+
+def test_items_of_rare_classes_are_drawn_more_often():
+    single, encoded = task("single_label", ["a"] * 6 + ["b"] * 2)
+    assert single.frequencies(encoded) == pytest.approx([1 / 12] * 6 + [1 / 4] * 2)
+    several, encoded = task("multi_label", ["a"] * 6 + ["a|b", "", ""])
+    drawn = several.frequencies(encoded)
+    assert drawn[6] == pytest.approx(drawn[0] * 8)
+    assert drawn[7] == drawn[0]
+    assert drawn.sum() == pytest.approx(1)
+    number, encoded = task("regression", [1.0, 2.0])
+    with pytest.raises(UserError, match="sampling=balanced needs classes"):
+        number.frequencies(encoded)
 
 
 def test_regression_metrics():

@@ -267,6 +267,26 @@ def test_weights_of_sources_are_their_share_of_an_epoch():
     assert len({(d.store, d.row, d.copy) for d in draws}) == 27
 
 
+def test_rows_are_drawn_as_often_as_their_frequencies_say_each_time_with_a_view_of_its_own():
+    part = Part(np.arange(10, 13), frequencies=np.array([0.5, 0.5, 0.0]), samples=1000)
+    stream = Stream([part], 0)
+    draws = [stream[i] for i in range(stream.per_epoch)]
+    counts = np.bincount([d.row - 10 for d in draws], minlength=3)
+    assert stream.per_epoch == 1000
+    assert counts[2] == 0
+    assert counts[0] == pytest.approx(500, abs=60)
+    assert len({(d.row, d.copy) for d in draws}) == 1000
+    assert [stream[i] for i in range(1000)] == draws
+    assert [stream[1000 + i].row for i in range(1000)] != [d.row for d in draws]
+
+
+def test_an_epoch_may_be_shorter_than_the_data_and_takes_others_next_time():
+    stream = Stream([Part(np.arange(100), samples=30)], 0)
+    first, second = ([stream[e * 30 + i].row for i in range(30)] for e in (0, 1))
+    assert len(set(first)) == len(set(second)) == 30
+    assert set(first) != set(second)
+
+
 def test_processes_divide_the_micro_batches_of_a_step_among_them():
     every = list(MicroBatches(2, 4, 16, 4))
     halves = [list(MicroBatches(2, 4, 16, 4, rank, 2)) for rank in (0, 1)]

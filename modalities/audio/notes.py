@@ -1,0 +1,84 @@
+"""Notes of the 128 instruments of General MIDI, played from a sound font that a Python package ships.
+
+    python -m modalities.audio.notes PACKAGES FOLDER
+
+The synthesizer is not a dependency: it is put into a folder of its own for the one time it plays, in a process of its
+own.
+"""
+
+import csv
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from core.data.packages import installed_in
+
+PACKAGES = ("pretty_midi==0.2.11", "tinysoundfont==0.3.7")
+FONT = "pretty_midi/TimGM6mb.sf2"
+FAMILIES = (
+    "piano", "chromatic percussion", "organ", "guitar", "bass", "strings", "ensemble", "brass",
+    "reed", "pipe", "synth lead", "synth pad", "synth effects", "ethnic", "percussive", "sound effects",
+)  # fmt: skip
+"""Labels: each eight instruments in a row are one."""
+RATE = 8000
+HELD, AFTER = 1.2, 0.4
+"""Seconds for which a key is held, and for which its note then dies away."""
+PITCHES = range(42, 82, 2)
+TEST_EVERY, VALIDATE_EVERY = 4, 9
+"""Every which pitch is held out: for the test, and of the others for validation."""
+
+
+def write(folder: Path) -> None:
+    """Notes as WAV files by family, and their manifest.
+
+    Raises:
+        UserError: if the packages cannot be fetched.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        installed_in(Path(scratch), PACKAGES)
+        subprocess.run([sys.executable, "-m", "modalities.audio.notes", scratch, str(folder)], check=True)
+
+
+def play(packages: Path, folder: Path) -> None:
+    """Write all notes."""
+    import soundfile
+
+    sys.path.insert(0, str(packages))
+    import tinysoundfont  # type: ignore[import-not-found]
+
+    synth = tinysoundfont.Synth(samplerate=RATE, gain=-3)
+    font = synth.sfload(str(packages / FONT))
+    lines = [("path", "label", "group", "split")]
+    for program in range(128):
+        family = FAMILIES[program // 8]
+        (folder / family).mkdir(parents=True, exist_ok=True)
+        for number, pitch in enumerate(PITCHES):
+            synth.program_select(0, font, 0, program)
+            synth.noteon(0, pitch, 100)
+            sound = [_mono(synth, HELD)]
+            synth.noteoff(0, pitch)
+            sound.append(_mono(synth, AFTER))
+            synth.sounds_off()
+            name = f"{family}/{program:03d}-{pitch}.wav"
+            soundfile.write(folder / name, np.concatenate(sound), RATE)
+            lines.append((name, family, f"pitch {pitch}", _split(number)))
+    with (folder / "manifest.csv").open("w", newline="") as out:
+        csv.writer(out).writerows(lines)
+
+
+def _split(number: int) -> str:
+    if number % TEST_EVERY == 0:
+        return "test"
+    return "val" if number % VALIDATE_EVERY == 0 else "train"
+
+
+def _mono(synth: object, seconds: float) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
+    stereo = np.frombuffer(bytes(synth.generate(int(RATE * seconds))), np.float32)  # type: ignore[attr-defined]
+    return stereo.reshape(-1, 2).mean(axis=1)
+
+
+if __name__ == "__main__":
+    play(Path(sys.argv[1]), Path(sys.argv[2]))
