@@ -212,8 +212,8 @@ class ModelConfig(Config):
     positions: Literal["sincos", "sincos_joint", "learned"] = "sincos"
     """Fixed sine-cosine positions, separable over the axes or by the patch's number (VideoMAE); or learned ones."""
     other_size: Literal["stretch", "keep"] = "stretch"
-    """Positions of an input of another size: stretched over it, as for pictures of another resolution, or as far apart as
-    before, as for recordings of another length."""
+    """Positions of an input of another size: stretched over it, as for pictures of another resolution, or as far apart
+    as before, as for recordings of another length."""
     decoder: DecoderConfig = DecoderConfig()
     """The decoder of pretraining."""
 

@@ -202,8 +202,8 @@ class SingleLabel(Task):
     def frequencies(self, targets: Sequence[Any]) -> "np.ndarray[Any, np.dtype[np.float64]]":
         """The inverse of the number of items of the class."""
         classes = np.array(targets, dtype=np.int64)
-        weights = 1.0 / np.bincount(classes, minlength=self.outputs)[classes]
-        return weights / weights.sum()
+        weights: np.ndarray[Any, np.dtype[np.float64]] = 1.0 / np.bincount(classes, minlength=self.outputs)[classes]
+        return weights / float(weights.sum())
 
     def predictions(self, logits: "Tensor") -> "Tensor":
         """The class of the largest logit, (N,) int64."""
@@ -245,18 +245,18 @@ class MultiLabel(Task):
         return loss(logits, target * (1 - smoothing) + 0.5 * smoothing, pos_weight=weights)
 
     def frequencies(self, targets: Sequence[Any]) -> "np.ndarray[Any, np.dtype[np.float64]]":
-        """The inverses of the numbers of items of all its classes, added up (Kong et al. 2020); least where it has none."""
+        """The inverses of the numbers of items of its classes, added up (Kong et al. 2020); least where it has none."""
         given = np.array(targets, dtype=np.float64)
         rarity = 1.0 / np.maximum(given.sum(axis=0), 1)
-        weights = np.maximum(given @ rarity, rarity.min())
-        return weights / weights.sum()
+        weights: np.ndarray[Any, np.dtype[np.float64]] = np.maximum(given @ rarity, rarity.min())
+        return weights / float(weights.sum())
 
     def predictions(self, logits: "Tensor") -> "Tensor":
         """1 where a class is likelier than not, (N, outputs) int64."""
         return (logits > 0).long()
 
     def metrics(self, logits: "Tensor", target: "Tensor") -> dict[str, float]:
-        """Mean average precision, AUROC, d-prime and F1 over the classes that have both kinds of items, and their number.
+        """Mean average precision, AUROC, d-prime and F1 over the classes that have both kinds of items; their number.
 
         d-prime is that of the mean AUROC (Gong et al. 2021). F1 takes logits, whose threshold is 0; the others take any
         scores that rank.

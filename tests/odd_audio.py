@@ -1,4 +1,4 @@
-"""Recordings that are broken, and recordings that are odd and right: a tone of 440 Hz in every one that can be heard."""
+"""Recordings that are broken, and recordings that are odd and right: a tone of 440 Hz in all that can be heard."""
 
 import os
 from pathlib import Path

@@ -82,7 +82,7 @@ def moving_sheet(columns: Rendered, rows: int = MOVING) -> bytes | None:
 
 
 def sounds(columns: Rendered, rows: int = HEARD) -> list[tuple[str, Media]]:
-    """Name and sound of each column of the first ``rows`` samples, such as ``1-original``; none where nothing sounds."""
+    """Name (``1-original``) and sound of each column of the first ``rows`` samples; none where nothing sounds."""
     found = []
     for row in range(min(rows, len(columns[0]))):
         for name, column in zip(COLUMNS, columns, strict=True):

@@ -204,10 +204,10 @@ def _sounds(sounds: Sequence[ReportSound]) -> str:
     ]
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     body = "".join(f"<tr>{''.join(f'<td>{player}</td>' for player in row)}</tr>" for row in rows)
+    table = f'<table class="players"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     return (
-        f'<div class="scroll"><table class="players"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        '<p class="soft">The first samples as sound, with phases found by Griffin and Lim\'s algorithm: even an original '
-        "sounds as good as its spectrogram, no better.</p>"
+        f'<div class="scroll">{table}</div><p class="soft">The first samples as sound, made from what the model sees: '
+        "even an original sounds only as good as that.</p>"
     )
 
 

@@ -166,6 +166,30 @@ def padding_told(s: Subject) -> None:
 
 
 @rule(
+    "batch",
+    "Where fine-tuning mixes samples, it tells with which and how much; nothing else mixes them.",
+    "Return Batch(..., mixed=Mixed(partner, share)): (B,) int64 places in the batch and (B,) float32 of 0 to 1, "
+    'only where train is True and self.purpose is "finetune".',
+    "batch",
+)
+def mixing_told(s: Subject) -> None:
+    """The engine mixes the targets by it."""
+    tuned, count = s.plugin("finetune"), len(s.records)
+    for made, train in ((s.live, True), (tuned, False)):
+        if made.batch(s.samples(train=train), s.stats, rng(), train=train).mixed is not None:
+            raise Broken(f"a batch is mixed in {made.purpose} with train={train}")
+    mixed = tuned.batch(s.samples(train=True), s.stats, rng(), train=True).mixed
+    if mixed is None:
+        return
+    if tuple(mixed.partner.shape) != (count,) or mixed.partner.dtype != torch.int64:
+        raise Broken(f"partner is {tuple(mixed.partner.shape)} of {mixed.partner.dtype}; needed: {(count,)} of int64")
+    if not bool(((mixed.partner >= 0) & (mixed.partner < count)).all()):
+        raise Broken("a partner is not in the batch")
+    if tuple(mixed.share.shape) != (count,) or not bool(((mixed.share >= 0) & (mixed.share <= 1)).all()):
+        raise Broken(f"share is {tuple(mixed.share.shape)}; needed: {(count,)} numbers of 0 to 1")
+
+
+@rule(
     "patches",
     "A stage may ask for an input size of its own, and gets it.",
     "Use `self.input_shape or self.settings...` wherever the size is needed; raise UserError for one that cannot be.",

@@ -10,7 +10,7 @@ import subprocess
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -77,8 +77,8 @@ def _write_languages(folder: Path) -> None:
     lines = [("path", "label", "group", "split")]
     with tempfile.TemporaryDirectory() as scratch:
         for language, package in _downloaded(Path(scratch)):
-            for prompt in _unpack(package, language, folder):
-                lines.append((f"{language}/{prompt}.wav", language, prompt, split_of(prompt)))
+            prompts = _unpack(package, language, folder)
+            lines += [(f"{language}/{prompt}.wav", language, prompt, split_of(prompt)) for prompt in prompts]
     (folder / "LICENCE.txt").write_text(LICENCE)
     _manifest(folder, [lines[0], *sorted(lines[1:])])
 
@@ -125,7 +125,7 @@ def _unpack(package: Path, language: str, folder: Path) -> list[str]:
     return prompts
 
 
-def _manifest(folder: Path, lines: list[tuple[str, ...]]) -> Path:
+def _manifest(folder: Path, lines: Sequence[tuple[str, ...]]) -> Path:
     with (folder / "manifest.csv").open("w", newline="") as out:
         csv.writer(out).writerows(lines)
     return folder / "manifest.csv"

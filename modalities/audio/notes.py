@@ -11,8 +11,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.data.packages import installed_in
 
@@ -75,9 +77,10 @@ def _split(number: int) -> str:
     return "val" if number % VALIDATE_EVERY == 0 else "train"
 
 
-def _mono(synth: object, seconds: float) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
-    stereo = np.frombuffer(bytes(synth.generate(int(RATE * seconds))), np.float32)  # type: ignore[attr-defined]
-    return stereo.reshape(-1, 2).mean(axis=1)
+def _mono(synth: object, seconds: float) -> NDArray[np.float32]:
+    stereo: Any = np.frombuffer(bytes(synth.generate(int(RATE * seconds))), np.float32)  # type: ignore[attr-defined]
+    mono: NDArray[np.float32] = stereo.reshape(-1, 2).mean(axis=1)
+    return mono
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def _sound(x: Array, framing: Framing) -> bytes:
 
 
 def invert(x_TM: Tensor, framing: Framing) -> Tensor:
-    """A waveform (S,) with about the log-mel spectrogram (frames, bands) (Griffin and Lim 1984), its peak at one half."""
+    """A waveform (S,) with about the log-mel spectrogram (frames, bands) (Griffin and Lim 1984); peak one half."""
     banks = filters(framing, x_TM.device)
     # Each point of the spectrum takes the mean density of the bands it lies in.
     density = x_TM.clamp(-30, 30).exp() / banks.sum(0).clamp_min(1e-6)
@@ -71,7 +71,7 @@ def invert(x_TM: Tensor, framing: Framing) -> Tensor:
     if framing.kaldi:
         angle = torch.arange(banks.shape[0]) * (2 * torch.pi / framing.points)
         power = power / (1 + EMPHASIS**2 - 2 * EMPHASIS * torch.cos(angle))
-    wave = griffinlim(
+    wave: Tensor = griffinlim(
         power.T,
         torch.hann_window(framing.window),
         framing.points,

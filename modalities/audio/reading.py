@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def _stretches(sound: soundfile.SoundFile, seconds: float, found: _Found) -> Ite
     total, rate = sound.frames, sound.samplerate
     count = max(1, round(total / rate / seconds))
     ends = [total * number // count for number in range(count + 1)]
-    for start, end in zip(ends, ends[1:], strict=False):
+    for start, end in pairwise(ends):
         yield start / rate, _mono(sound, end - start, found)
 
 

@@ -197,6 +197,22 @@ FAULTS = [
         "array[None]), record.target)",
         "array[None]), record.target, length=4 + len(record.key + str(record.payload[0])) % 3)",
     ),
+    plugin(
+        "mixing by more than the whole",
+        "mixing-told",
+        "return Batch(x, samples.target)",
+        "from core.modality import Mixed\n\n        order = torch.arange(len(x)).flip(0)\n"
+        "        mixed = Mixed(order, torch.full((len(x),), 1.5)) if train and self.purpose == 'finetune' else None\n"
+        "        return Batch(x, samples.target, mixed=mixed)",
+    ),
+    plugin(
+        "mixing in pretraining",
+        "mixing-told",
+        "return Batch(x, samples.target)",
+        "from core.modality import Mixed\n\n        order = torch.arange(len(x)).flip(0)\n"
+        "        mixed = Mixed(order, torch.full((len(x),), 0.5)) if train else None\n"
+        "        return Batch(x, samples.target, mixed=mixed)",
+    ),
     plugin("the stage's own size is ignored", "input-shape", "self.input_shape is None", "True"),
     plugin(
         "a mask that hides nothing",

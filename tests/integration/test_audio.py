@@ -24,8 +24,8 @@ from test_stages import Home4
 
 RATE = 8000
 SMALL = [
-    f"data.rate={RATE}", "data.patch=[16, 16]", "data.size=[1008, 16]", "model.width=32", "model.depth=1", "model.heads=2",
-    "model.decoder.width=32", "model.decoder.depth=2", "model.decoder.heads=2", "pretrain.epochs=1",
+    f"data.rate={RATE}", "data.patch=[16, 16]", "data.size=[1008, 16]", "model.width=32", "model.depth=1",
+    "model.heads=2", "model.decoder.width=32", "model.decoder.depth=2", "model.decoder.heads=2", "pretrain.epochs=1",
     "pretrain.warmup_epochs=0", "pretrain.batch=8", "pretrain.validate_every=1", "finetune.epochs=1",
     "finetune.warmup_epochs=0", "finetune.batch=8", "evaluate.label_efficiency=null", "evaluate.bootstrap=20",
     "compute.workers=0", "prepare.test_fraction=0.3",

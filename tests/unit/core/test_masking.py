@@ -144,7 +144,7 @@ def test_a_decoder_that_looks_at_some_hidden_patches_looks_at_real_ones():
     st.sampled_from([(101, 12), (80, 12), (512, 8), (64, 64)]), st.sampled_from([0.3, 0.5, 0.8]), st.integers(0, 999)
 )
 def test_masks_over_all_axes_hide_whole_slices_of_large_grids(grid, ratio, seed):
-    """960 and 4,096 tokens: the sums of ids and penalties that such masks are made of elsewhere overflow from 999 on."""
+    """960 and 4,096 tokens: masks that add 999 to the ids of what they hide, as is done elsewhere, are wrong there."""
     config = MaskConfig(kind="axes", ratios=(ratio, 0.5), count_rule="floor_keep")
     mask = sampler(config, grid)(2, rng(seed), None)
     for kept, hidden in zip(mask.keep_BK, mask.masked_BM, strict=True):

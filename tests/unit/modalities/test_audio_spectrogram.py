@@ -8,18 +8,17 @@ from torchaudio.compliance import kaldi
 
 from modalities.audio.config import AudioSettings, SpectrogramConfig
 from modalities.audio.pictures import invert
-from modalities.audio.spectrogram import EPSILON, Framing, band_centres, filters, log_mel
+from modalities.audio.spectrogram import EPSILON, Framing, band_centres, log_mel
 
 
-def waves(rate, seconds=1.3, seed=0, hiss=0.02):
-    """Noise, clicks, a glide and something with a large constant, (4, S); ``hiss`` lies under clicks and glide."""
+def waves(rate, seconds=1.3, seed=0):
+    """Noise, clicks, a glide and something with a large constant, (4, S)."""
     rng = torch.Generator().manual_seed(seed)
     time = torch.arange(int(rate * seconds)) / rate
     clicks = (torch.rand(len(time), generator=rng) < 0.001).float()
     glide = 0.4 * torch.sin(2 * torch.pi * (200 + 900 * time) * time)
     noise = torch.randn(len(time), generator=rng) * 0.05
-    soft = torch.randn(len(time), generator=rng) * hiss
-    return torch.stack([noise, clicks + soft, glide + soft, noise * 0.3 + 0.4])
+    return torch.stack([noise, clicks, glide, noise * 0.3 + 0.4])
 
 
 def by_clip(wave, framing):
@@ -35,22 +34,8 @@ def test_a_batch_gives_kaldis_numbers_clip_by_clip(rate, bands):
     batch = waves(rate)
     ours, theirs = log_mel(batch, framing), torch.stack([by_clip(wave, framing) for wave in batch])
     assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= 1e-3
-
-
-def test_where_rounding_decides_it_errs_no_more_than_kaldi():
-    """Beside a pure tone, bands hold little but rounding errors, Kaldi's as well: what is right says float64."""
-    framing = Framing.of(AudioSettings())
-    batch = waves(16_000, hiss=1e-4)
-    frames = batch.double().unfold(1, framing.window, framing.shift)
-    frames = frames - frames.mean(-1, keepdim=True)
-    before = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
-    window = torch.hann_window(framing.window, periodic=False, dtype=torch.float64)
-    power = torch.fft.rfft((frames - 0.97 * before) * window, n=framing.points).abs().square()
-    right = (power @ filters(framing, batch.device).double()).clamp_min(EPSILON).log()
-    ours, kaldis = log_mel(batch, framing), torch.stack([by_clip(wave, framing) for wave in batch])
-    assert (ours - right).abs().max() <= 2 * (kaldis - right).abs().max()
-    assert (ours - right).abs().mean() <= 1e-4
+    # Beside a pure glide, bands hold little but rounding errors: these are Kaldi's as well.
+    assert (ours - theirs).abs().max() <= 1e-5
 
 
 def test_a_batch_gives_the_numbers_of_asts_extractor():
@@ -74,14 +59,18 @@ def test_the_plain_kind_is_torchaudios_mel_spectrogram():
     assert (log_mel(batch, Framing.of(settings)) - theirs).abs().max() <= 1e-3
 
 
-def test_a_clip_does_not_depend_on_its_batch(monkeypatch):
-    import modalities.audio.spectrogram as module
-
+def test_a_clip_does_not_depend_on_its_batch():
     framing = Framing.of(AudioSettings())
     batch = waves(16_000)
-    alone = torch.cat([log_mel(wave[None], framing) for wave in batch])
-    monkeypatch.setattr(module, "CHUNK", 1)
-    assert torch.allclose(log_mel(batch, framing), alone, atol=1e-4)
+    assert torch.equal(log_mel(batch, framing), torch.cat([log_mel(wave[None], framing) for wave in batch]))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same_numbers():
+    framing = Framing.of(AudioSettings())
+    batch = waves(16_000)
+    assert (log_mel(batch.cuda(), framing).cpu() - log_mel(batch, framing)).abs().max() <= 1e-3
 
 
 def test_frames_and_samples_count_each_other():

@@ -35,7 +35,7 @@ STATS = Stats(torch.tensor([-5.0]), torch.tensor([2.0]))
 
 def batch(made, seconds, train=True, seed=0):
     views = [made.view(record(s, seed=i, target=i), np.random.default_rng(i), train) for i, s in enumerate(seconds)]
-    return made.batch(collate(views, lambda t: torch.tensor(t)), STATS, rng(seed), train)
+    return made.batch(collate(views, torch.tensor), STATS, rng(seed), train)
 
 
 def test_a_clip_of_a_long_recording_is_a_stretch_of_it_and_a_short_one_is_padded():
@@ -58,7 +58,9 @@ def test_random_clips_come_from_all_of_a_recording_and_the_fixed_one_from_its_mi
     starts = []
     for seed in range(200):
         clip = made.view(whole, np.random.default_rng(seed), train=True).data
-        starts.append(next(s for s in np.flatnonzero(samples == clip[0]) if np.array_equal(samples[s : s + 99], clip[:99])))
+        starts.append(
+            next(s for s in np.flatnonzero(samples == clip[0]) if np.array_equal(samples[s : s + 99], clip[:99]))
+        )
     spare = len(samples) - len(clip)
     assert min(starts) < 0.05 * spare
     assert max(starts) > 0.95 * spare
