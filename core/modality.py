@@ -144,7 +144,7 @@ class Stats:
 class Media:
     """Something a person can judge."""
 
-    kind: Literal["image", "animation", "audio"]
+    kind: Literal["image", "animation", "sound"]
     suffix: str
     """File suffix with its dot."""
     data: bytes

@@ -86,7 +86,7 @@ def sounds(columns: Rendered, rows: int = HEARD) -> list[tuple[str, Media]]:
     found = []
     for row in range(min(rows, len(columns[0]))):
         for name, column in zip(COLUMNS, columns, strict=True):
-            found += [(f"{row + 1}-{name}", media) for media in column[row] if media.kind == "audio"][:1]
+            found += [(f"{row + 1}-{name}", media) for media in column[row] if media.kind == "sound"][:1]
     return found
 
 

@@ -177,9 +177,10 @@ def _reconstructions(data: ReportData) -> str:
     norm_pix = (data.recipe_values.get("pretrain") or {}).get("norm_pix", "patch")
     scaled = "" if norm_pix == "none" else "; predicted ones are scaled back with the statistics of the patch they hide"
     small = ' class="small"' if _width(data.picture) < 320 else ""
+    names = "".join(f"<span>{name}</span>" for name in ("original", "masked", "reconstructed"))
     return (
         "<h2>What the encoder learned to fill in</h2><figure>"
-        '<div class="columns" aria-hidden="true"><span>original</span><span>seen</span><span>reconstructed</span></div>'
+        f'<div class="columns" aria-hidden="true">{names}</div>'
         f"<picture>{_moving_source(data)}"
         f'<img{small} alt="Rows of three pictures: an original, the part of it that the encoder saw, and its '
         f'reconstruction" src="data:image/png;base64,{escape(data.picture)}"></picture>'

@@ -13,7 +13,7 @@ SHORTEST = 0.1
 
 
 class SpectrogramConfig(Config):
-    """From a waveform to a picture of it; computed on the device, so it may change without preparing data anew."""
+    """From a waveform to a picture of it, on the device."""
 
     kind: Literal["kaldi", "mel"] = "kaldi"
     """Kaldi's filter banks as AST and AudioMAE use them, or torchaudio's plain MelSpectrogram."""

@@ -31,7 +31,7 @@ def shown(x: Array, framing: Framing, *, absolute: bool) -> list[Media]:
     """A spectrogram (1, frames, bands) as a PNG with axes, and as a sound."""
     return [
         Media("image", ".png", _picture(x[0], framing, absolute=absolute)),
-        Media("audio", ".flac", _sound(x[0], framing)),
+        Media("sound", ".flac", _sound(x[0], framing)),
     ]
 
 

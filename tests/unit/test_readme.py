@@ -35,7 +35,7 @@ def test_commands_take_their_options(line):
     assert done.returncode == 0, done.stderr
     for option in (word for word in words if word.startswith("--")):
         assert option in done.stdout
-    names = [word for word in words if re.fullmatch(r"image/\w+", word)]
+    names = [word for word in words if re.fullmatch(r"(image|video|audio)/\w+", word)]
     overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     for name in names:
         recipes.load(name, overrides)

@@ -69,7 +69,7 @@ def test_what_does_not_move_has_no_moving_sheet(columns):
 def test_the_first_samples_are_heard_in_every_column(columns):
     class Tones:
         def render(self, x):
-            return [Media("image", ".png", b""), Media("audio", ".flac", b"%.2f" % x.max())]
+            return [Media("image", ".png", b""), Media("sound", ".flac", b"%.2f" % x.max())]
 
     found = [(name, media.data) for name, media in sounds(rendered(Tones(), columns), rows=2)]
     one = [("original", b"1.00"), ("masked", b"0.50"), ("reconstructed", b"0.00")]

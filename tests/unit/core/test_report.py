@@ -14,7 +14,7 @@ from PIL import Image
 from core.evaluation import report_words as words
 from core.evaluation.charts import MOST_POINTS, Line, _ticks, heat_map, line_chart
 from core.evaluation.metrics import paired_interval, per_class
-from core.evaluation.report import MOST_FILES, ReportData, StageTime, render_report
+from core.evaluation.report import MOST_FILES, ReportData, ReportSound, StageTime, render_report
 
 HOSTILE = "\"><script src=//evil.example/x.js></script><img src=x onerror=alert(1)>'&.jpg"
 VOID = {"meta", "img", "source", "br", "line", "circle", "polyline"}
@@ -355,3 +355,16 @@ def test_a_number_can_be_read_on_every_shade_of_the_heat_map(mode):
         alpha = share * float(p["strength"])
         cell = [alpha * h + (1 - alpha) * g for h, g in zip(heat, paper, strict=True)]
         assert contrast(colour(p["ink"]), cell) >= 4.5, share
+
+
+def test_sounds_stand_in_rows_with_a_player_for_each_column_and_need_no_request():
+    heard = [ReportSound(sample, column, ".flac", "AAAA") for column in ("original", "masked") for sample in ("1", "2")]
+    page = Page(render_report(data(sounds=heard)))
+    players = page.all("audio")
+    assert [player["aria-label"] for player in players] == [
+        "sample 1, original", "sample 1, masked", "sample 2, original", "sample 2, masked",
+    ]  # fmt: skip
+    assert {player["src"] for player in players} == {"data:audio/flac;base64,AAAA"}
+    (policy,) = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    assert "media-src data:" in policy
+    assert not Page(render_report(data())).all("audio")
