@@ -13,7 +13,7 @@ from core.config import PretrainConfig, Recipe
 from core.data.loading import FixedViews, Ids, Part, Stream, TrainViews
 from core.data.seeds import seed_of, torch_rng
 from core.data.store import PreparedStore
-from core.errors import StageError
+from core.errors import StageError, UserError
 from core.evaluation.pictures import moving_sheet, reconstruct, rendered, sheet, sounds
 from core.evaluation.probes import knn_predict
 from core.modality import Modality, Stats
@@ -58,6 +58,7 @@ def pretrain(
     Items whose content equals a test item of ``labelled`` are left out, and counted.
 
     Raises:
+        UserError: if masks, windows or targets of the recipe do not fit the plugin's geometry.
         StageError: if nothing is left to train on, or the loss stays non-finite.
         Stopped: if asked to stop; calling again continues.
     """
@@ -68,8 +69,7 @@ def pretrain(
     parts = _parts(stores, data, labelled, work)
     statistics = combine([prepared for prepared, _ in data], [part.per_epoch for part in parts])
     stats = stats_on(statistics, device)
-    masks = plugin.mask(recipe.pretrain.mask) or sampler(recipe.pretrain.mask, spec.grid)
-    objective = build(spec, recipe, masks, stats, device)
+    objective = _objective(plugin, recipe, spec, stats, device)
     stream = Stream(parts, recipe.seed, recipe.pretrain.repeats)
     probe = _Probe.of(data[0][0], labelled, work)
     look = _Look(recipe.pretrain, objective, plugin, stats, stores[0], probe, recipe.seed, work)
@@ -110,6 +110,19 @@ def pretrain(
         prepared=data[0][0].digest,
         metrics={"pretrain/loss": loss, **look.last},
     )
+
+
+def _objective(
+    plugin: Modality[Any], recipe: Recipe, spec: PatchSpec, stats: Stats, device: torch.device
+) -> MaskedObjective:
+    """The objective with the plugin's own masks or the recipe's; only here do these meet the plugin's geometry."""
+    try:
+        masks = plugin.mask(recipe.pretrain.mask) or sampler(recipe.pretrain.mask, spec.grid)
+        return build(spec, recipe, masks, stats, device)
+    except ValueError as error:
+        raise UserError(
+            f"the recipe does not fit inputs of {spec.input_shape} in patches of {spec.patch_shape}: {error}"
+        ) from error
 
 
 def build(spec: PatchSpec, recipe: Recipe, masks: MaskSampler, stats: Stats, device: torch.device) -> MaskedObjective:

@@ -11,6 +11,7 @@ import torch
 
 from core import digests, recipes
 from core.data.sources import listing
+from core.errors import UserError
 from core.records import write_record
 from core.stages import stage_function
 from core.stages.work import Work
@@ -145,3 +146,21 @@ def test_a_compiled_model_trains(tmp_path):
     data = at.run("prepare", digests.prepare_digest(recipe, listing(str(tmp_path))), recipe, str(tmp_path))
     encoder = at.run("pretrain", "e", recipe, [(data, 1.0)], None)
     assert np.isfinite(encoder.metrics["pretrain/loss"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("pretrain.predict_stride=3", "predict_stride 3 does not divide"),
+        ("pretrain.decode_kind=running_cell", "running cells"),
+        ("pretrain.mask={kind: block, block: [2]}", "one extent for each axis"),
+        ("pretrain.mask={kind: axes, ratios: [0.5]}", "one share for each axis"),
+        ("model.decoder={attention: local, window: [2, 2, 2], width: 64, depth: 1, heads: 4}", "one extent for each"),
+    ],
+)
+def test_what_only_meets_the_plugins_geometry_in_pretraining_is_the_requests_fault(tmp_path, change, message):
+    recipe = recipes.load("image/tiny", [*SMALL, change])
+    at = Home4(tmp_path / "home")
+    data = at.run("prepare", "d", recipe, str(manifest(tmp_path, lambda red, _: "warm" if red > 127 else "cold", 30)))
+    with pytest.raises(UserError, match=message):
+        at.run("pretrain", "e", recipe, [(data, 1.0)], data)

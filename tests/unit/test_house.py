@@ -188,18 +188,21 @@ AFFECTING = """
 modality seed task.kind task.class_weights prepare.val_fraction prepare.test_fraction prepare.divided_groups
 prepare.max_unreadable
 prepare.seconds_per_item prepare.shard_items model.width model.depth model.heads model.mlp_ratio model.cls_token
-model.positions model.other_size model.decoder.attention model.decoder.window model.decoder.shift model.decoder.width model.decoder.depth model.decoder.heads pretrain.epochs
+model.positions model.other_size model.decoder.attention model.decoder.window model.decoder.shift
+model.decoder.width model.decoder.depth model.decoder.heads pretrain.epochs
 pretrain.warmup_epochs pretrain.batch pretrain.micro_batch pretrain.repeats
 pretrain.base_lr pretrain.min_lr pretrain.betas
 pretrain.weight_decay pretrain.clip_grad pretrain.drop_path pretrain.precision pretrain.ema
 pretrain.input_shape pretrain.validate_every pretrain.mask.kind pretrain.mask.ratio pretrain.mask.count_rule
-pretrain.mask.block pretrain.mask.axis pretrain.mask.ratios pretrain.norm_pix pretrain.decode_fraction pretrain.decode_kind
+pretrain.mask.block pretrain.mask.axis pretrain.mask.ratios
+pretrain.norm_pix pretrain.decode_fraction pretrain.decode_kind
 pretrain.predict_stride pretrain.masks_per_sample
 finetune.epochs finetune.warmup_epochs finetune.batch finetune.micro_batch finetune.repeats
 finetune.base_lr finetune.min_lr
 finetune.betas finetune.weight_decay finetune.clip_grad finetune.drop_path finetune.precision finetune.ema
 finetune.input_shape finetune.validate_every finetune.layer_decay finetune.pool finetune.label_smoothing
-finetune.mixup finetune.cutmix finetune.sampling finetune.epoch_samples evaluate.batch evaluate.knn_k evaluate.knn_temperature evaluate.linear_c
+finetune.mixup finetune.cutmix finetune.sampling finetune.epoch_samples
+evaluate.batch evaluate.knn_k evaluate.knn_temperature evaluate.linear_c
 evaluate.bootstrap evaluate.label_efficiency.labels_per_class evaluate.label_efficiency.seeds
 evaluate.label_efficiency.steps evaluate.label_efficiency.batch evaluate.label_efficiency.pretrained.base_lr
 evaluate.label_efficiency.pretrained.layer_decay evaluate.label_efficiency.random.base_lr

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from core.model.patches import PatchSpec, gather_tokens
-from core.model.positions import resample, sincos
+from core.model.positions import cut_or_extend, resample, sincos
 
 SPECS = [
     PatchSpec(2, (32,), (4,)),
@@ -93,3 +93,13 @@ def test_resampling_follows_the_right_axis():
 def test_resampling_to_another_number_of_axes_is_refused():
     with pytest.raises(ValueError, match="axes"):
         resample(torch.randn(1, 4, 2), (4,), (2, 2))
+
+
+def test_positions_that_keep_their_distance_are_cut_and_only_stretched_where_there_are_none():
+    table = torch.randn(1, 6 * 2, 4)
+    assert torch.equal(cut_or_extend(table, (6, 2), (4, 2)), table[:, :8])
+    assert torch.equal(cut_or_extend(table, (6, 2), (6, 1)), table.reshape(1, 6, 2, 4)[:, :, 0])
+    assert torch.equal(cut_or_extend(table, (6, 2), (12, 2)), resample(table, (6, 2), (12, 2)))
+    assert cut_or_extend(table, (6, 2), (9, 1)).shape == (1, 9, 4)
+    with pytest.raises(ValueError, match="other number of axes"):
+        cut_or_extend(table, (6, 2), (12,))

@@ -11,7 +11,7 @@ import pytest
 
 from core.errors import UserError
 from core.tracking import EVENTS_FILE, JsonlTracker
-from core.workspace import Home, digest_of, write_bytes
+from core.workspace import Home, digest_of, made_once, write_bytes
 
 HOLD = """
 import sys, time
@@ -21,6 +21,34 @@ with Home.create(Path(sys.argv[1])).stage("pretrain", "d").exclusive(lambda hold
     print("held", flush=True)
     time.sleep(60)
 """
+
+
+def test_what_is_made_once_is_there_whole_or_not_at_all(tmp_path):
+    made = []
+
+    def make(folder):
+        made.append(folder)
+        (folder / "half").write_text("1")
+        if len(made) == 1:
+            raise KeyboardInterrupt
+        (folder / "whole").write_text("2")
+
+    with pytest.raises(KeyboardInterrupt):
+        made_once(tmp_path / "demo" / "data", make)
+    assert list((tmp_path / "demo").iterdir()) == []
+    for _ in range(2):
+        folder = made_once(tmp_path / "demo" / "data", make)
+        assert sorted(path.name for path in folder.iterdir()) == ["half", "whole"]
+    assert len(made) == 2
+
+
+def test_of_two_that_make_the_same_the_quicker_ones_stays(tmp_path):
+    def slow(folder):
+        made_once(tmp_path / "data", lambda other: (other / "quick").write_text("1"))
+        (folder / "slow").write_text("2")
+
+    assert [path.name for path in made_once(tmp_path / "data", slow).iterdir()] == ["quick"]
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_a_killed_holder_frees_its_folder_at_once(tmp_path):
