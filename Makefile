@@ -37,6 +37,7 @@ bench: $(DEV_STAMP) ## Time one training step and the loading of images and vide
 	$(BIN)/python benchmarks/pretrain_step.py
 	$(BIN)/python benchmarks/image_loading.py
 	$(BIN)/python benchmarks/video_loading.py
+	$(BIN)/python benchmarks/audio_features.py
 
 constraints: $(DEV_STAMP) ## Write down the versions in use
 	$(BIN)/python .ci/constraints >.venv/constraints.txt

@@ -402,6 +402,8 @@ class Recipe(Config):
 
     name: str = no_result("unnamed")
     """What the recipe is called in lists and records."""
+    remarks: tuple[str, ...] = no_result(())
+    """What readers of its results have to know, one sentence each; the report tells them."""
     modality: str
     """Name of the plugin that reads the data."""
     seed: int = 0

@@ -305,7 +305,7 @@ def _time(times: Sequence[StageTime]) -> str:
 
 
 def _limits(data: ReportData) -> str:
-    lines = words.limits(data.results, [card for _, card in data.cards])
+    lines = [*data.recipe_values.get("remarks", ()), *words.limits(data.results, [card for _, card in data.cards])]
     budget = data.recipe_values.get("evaluate", {}).get("label_efficiency")
     if budget and (data.results or {}).get("label_efficiency"):
         lines.append(

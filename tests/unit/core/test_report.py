@@ -368,3 +368,8 @@ def test_sounds_stand_in_rows_with_a_player_for_each_column_and_need_no_request(
     (policy,) = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
     assert "media-src data:" in policy
     assert not Page(render_report(data())).all("audio")
+
+
+def test_what_a_recipe_remarks_stands_among_the_limits():
+    page = Page(render_report(data(recipe_values={"remarks": ["One voice per class & no more."]})))
+    assert "One voice per class & no more." in page.text
