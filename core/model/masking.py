@@ -30,6 +30,8 @@ class Mask:
         return masked / (kept + masked)
 
 
+PADDING = 8.0
+"""What is added to the scores of padding; more than any score of a real patch."""
 MaskSampler = Callable[[int, torch.Generator, Tensor | None], Mask]
 """(samples, generator, valid (B, N) or None) to a `Mask` on the generator's device."""
 
@@ -68,34 +70,18 @@ def sampler(config: MaskConfig, grid: tuple[int, ...]) -> MaskSampler:
     def sample(samples: int, rng: torch.Generator, valid_BN: Tensor | None) -> Mask:
         scores = draw(samples, rng)
         if valid_BN is not None:
-            scores = padding_between(scores, keep, valid_BN)
+            # Padding is hidden first, so that the encoder sees real patches before any of it.
+            scores = scores + (~valid_BN) * PADDING
         mask = split_by_score(scores, keep)
-        if config.kind is MaskKind.RANDOM and valid_BN is None:
+        if config.kind is MaskKind.RANDOM:
             return mask
         shuffle = torch.rand(mask.masked_BM.shape, generator=rng, device=rng.device)
         if valid_BN is not None:
-            # Real patches come first, for a decoder that looks at only some of the hidden ones.
+            # Real patches come first here, too, for a decoder that looks at only some of the hidden ones.
             shuffle = shuffle + (~valid_BN).gather(1, mask.masked_BM)
         return Mask(mask.keep_BK, mask.masked_BM.gather(1, shuffle.argsort(dim=1)))
 
     return sample
-
-
-def padding_between(scores_BN: Tensor, keep: int, valid_BN: Tensor) -> Tensor:
-    """Scores that put padding between the visible and the hidden of the real patches, (B, N).
-
-    Each sample keeps the same share of its real patches, at least one, as a sample without padding does; the slots that
-    remain among the ``keep`` are padding, which attention and loss leave out. Were they real patches instead, a short
-    sample would be shown whole, and nothing of it be left to predict.
-    """
-    count = scores_BN.shape[1]
-    real = valid_BN.sum(dim=1, keepdim=True)
-    # At least so many that padding can fill what remains.
-    least = (keep - (count - real)).clamp_min(1)
-    visible = torch.maximum(real * keep // count, least)
-    rank = (scores_BN + (~valid_BN) * 1e3).argsort(dim=1, stable=True).argsort(dim=1)
-    hidden = valid_BN & (rank >= visible)
-    return rank + count * (~valid_BN) + 2 * count * hidden
 
 
 def running_cells(grid: tuple[int, ...], fraction: float) -> Callable[[int, torch.Generator], Tensor]:
