@@ -374,6 +374,8 @@ class EvaluateConfig(Config):
     """Resamples behind each confidence interval; groups are drawn whole."""
     label_efficiency: LabelEfficiencyConfig | None = LabelEfficiencyConfig()
     """The comparison with random initialisation; left out where null."""
+    remarks: tuple[str, ...] = no_result(())
+    """What readers of the results have to know, one sentence each; the report tells them."""
 
 
 class ComputeConfig(Config):
@@ -402,8 +404,6 @@ class Recipe(Config):
 
     name: str = no_result("unnamed")
     """What the recipe is called in lists and records."""
-    remarks: tuple[str, ...] = no_result(())
-    """What readers of its results have to know, one sentence each; the report tells them."""
     modality: str
     """Name of the plugin that reads the data."""
     seed: int = 0

@@ -305,7 +305,8 @@ def _time(times: Sequence[StageTime]) -> str:
 
 
 def _limits(data: ReportData) -> str:
-    lines = [*data.recipe_values.get("remarks", ()), *words.limits(data.results, [card for _, card in data.cards])]
+    remarks = data.recipe_values.get("evaluate", {}).get("remarks", ())
+    lines = [*remarks, *words.limits(data.results, [card for _, card in data.cards])]
     budget = data.recipe_values.get("evaluate", {}).get("label_efficiency")
     if budget and (data.results or {}).get("label_efficiency"):
         lines.append(

@@ -371,5 +371,5 @@ def test_sounds_stand_in_rows_with_a_player_for_each_column_and_need_no_request(
 
 
 def test_what_a_recipe_remarks_stands_among_the_limits():
-    page = Page(render_report(data(recipe_values={"remarks": ["One voice per class & no more."]})))
+    page = Page(render_report(data(recipe_values={"evaluate": {"remarks": ["One voice per class & no more."]}})))
     assert "One voice per class & no more." in page.text
