@@ -209,7 +209,8 @@ evaluate.label_efficiency.pretrained.layer_decay evaluate.label_efficiency.rando
 evaluate.label_efficiency.random.layer_decay
 """.split()
 NOT_AFFECTING = """
-name evaluate.remarks compute.device compute.workers compute.threads compute.checkpoint_seconds compute.keep compute.log_every
+name evaluate.remarks
+compute.device compute.workers compute.threads compute.checkpoint_seconds compute.keep compute.log_every
 compute.compile compute.deterministic
 """.split()
 
