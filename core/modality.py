@@ -214,4 +214,7 @@ class Modality(ABC, Generic[SettingsT]):
 
     @abstractmethod
     def render(self, x: "np.ndarray[Any, Any]") -> Sequence[Media]:
-        """Media of one input (C, *input_shape) in the units of `features`; the first is a still picture (PNG)."""
+        """Media of one input (C, *input_shape) in the units of `features`; the first is a still picture (PNG).
+
+        Patches of padding, where `batch` tells of it, are NaN: nothing is there.
+        """

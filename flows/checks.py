@@ -44,7 +44,11 @@ def _line(finding: Finding) -> str:
 
 def _summary(name: str, found: list[Finding]) -> None:
     count = {status: sum(finding.status == status for finding in found) for status in SIGNS}
-    print(f"\n{count['passed']} rules hold, {count['failed']} are broken, {count['not run']} were not run")
+    broken, waiting = count["failed"], count["not run"]
+    print(
+        f"\n{count['passed']} rules hold, {broken} {'is' if broken == 1 else 'are'} broken, "
+        f"{waiting} {'was' if waiting == 1 else 'were'} not run"
+    )
     if not count["failed"]:
         print(f"next:  maeflow demo {name}")
 

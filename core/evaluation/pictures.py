@@ -1,6 +1,7 @@
 """Reconstructions a person can judge: original, masked and reconstructed side by side, moving or to be heard."""
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def reconstruct(objective: MaskedObjective, batch: Batch, rng: torch.Generator) 
     """Original, masked and reconstructed inputs (B, C, *input_shape) in the units of the plugin's features.
 
     Predictions are de-normalised with the statistics of the patch they stand for, as the target was normalised;
-    visible patches are the original's. Hidden patches of the masked input are the mean of the data.
+    visible patches are the original's. Hidden patches of the masked input are the mean of the data; padding is NaN.
     """
     model, spec = objective.model, objective.model.encoder.spec
     patches = spec.patchify(batch.x)
@@ -40,10 +41,18 @@ def reconstruct(objective: MaskedObjective, batch: Batch, rng: torch.Generator) 
     hidden = objective.target.denormalise(torch.zeros_like(patches))
     masked = original.scatter(1, places, hidden.gather(1, places))
     filled = original.scatter(1, places, objective.target.restore(predicted, scale))
-    if batch.valid is not None:  # Nothing is predicted of padding.
-        padding = ~batch.valid.unsqueeze(-1)
-        masked, filled = (torch.where(padding, original, x) for x in (masked, filled))
+    if batch.valid is not None:
+        original, masked, filled = (
+            x.masked_fill(~batch.valid.unsqueeze(-1), math.nan) for x in (original, masked, filled)
+        )
     return spec.unpatchify(original), spec.unpatchify(masked), spec.unpatchify(filled)
+
+
+def most_to_show(batch: Batch, count: int) -> Batch:
+    """The ``count`` samples with the least padding, the first of equal ones: little of a short sample is hidden."""
+    padding = torch.zeros(len(batch.x)) if batch.valid is None else (~batch.valid).sum(1)
+    rows = padding.argsort(stable=True)[:count]
+    return Batch(batch.x[rows], valid=None if batch.valid is None else batch.valid[rows])
 
 
 def rendered(plugin: Modality[Any], columns: Sequence[Tensor]) -> Rendered:

@@ -196,7 +196,7 @@ def _sounds(sounds: Sequence[ReportSound]) -> str:
     columns = list(dict.fromkeys(sound.column for sound in sounds))
     rows = [
         [
-            f'<audio controls preload="none" aria-label="sample {escape(s.sample)}, {escape(s.column)}" '
+            f'<audio controls preload="metadata" aria-label="sample {escape(s.sample)}, {escape(s.column)}" '
             f'src="data:audio/{escape(s.suffix.removeprefix("."))};base64,{escape(s.data)}"></audio>'
             for s in sounds
             if s.sample == sample

@@ -14,7 +14,7 @@ from core.data.loading import FixedViews, Ids, Part, Stream, TrainViews
 from core.data.seeds import seed_of, torch_rng
 from core.data.store import PreparedStore
 from core.errors import StageError, UserError
-from core.evaluation.pictures import moving_sheet, reconstruct, rendered, sheet, sounds
+from core.evaluation.pictures import most_to_show, moving_sheet, reconstruct, rendered, sheet, sounds
 from core.evaluation.probes import knn_predict
 from core.modality import Modality, Stats
 from core.model.mae import MaskedAutoencoder
@@ -44,8 +44,8 @@ MODEL_FILE = "autoencoder.safetensors"
 PICTURE_FILE = "reconstructions.png"
 MOVING_FILE = "reconstructions.gif"
 SOUND_FILE = "reconstruction-{name}{suffix}"
-SHOWN = 8
-"""Samples in a reconstruction picture."""
+SHOWN, LOOKED_AT = 8, 32
+"""Samples in a reconstruction picture, and how many they are chosen from."""
 PROBE_LIMIT = 5000
 """Most training items the online k-NN probe looks at."""
 
@@ -257,10 +257,12 @@ class _Look:
 
     def _picture(self, step: int) -> None:
         ids = self._store.ids("val") if len(self._store.ids("val")) else self._store.ids("train")
-        spread = np.linspace(0, len(ids) - 1, min(SHOWN, len(ids))).round().astype(np.int64)
+        spread = np.linspace(0, len(ids) - 1, min(LOOKED_AT, len(ids))).round().astype(np.int64)
+        # The first of them lie as far apart as all do.
+        spread = spread[np.argsort(np.arange(len(spread)) % (LOOKED_AT // SHOWN), kind="stable")]
         device = self._stats.mean.device
-        views = FixedViews(self._store, ids[spread], self._plugin, SHOWN)
-        batch = fixed_batch(views, 0, self._plugin, self._stats, device, self._seed)
+        views = FixedViews(self._store, ids[spread], self._plugin, LOOKED_AT)
+        batch = most_to_show(fixed_batch(views, 0, self._plugin, self._stats, device, self._seed), SHOWN)
         columns = rendered(self._plugin, reconstruct(self._objective, batch, torch_rng(device, self._seed, "picture")))
         png = sheet(columns)
         write_bytes(self._work.folder / PICTURE_FILE, png)

@@ -1,6 +1,7 @@
 """Rules about what runs on the device: `features`, `batch`, `patches`, `mask`, `render`; and whether a model learns."""
 
 import io
+import warnings
 
 import torch
 from torch import Tensor
@@ -314,6 +315,25 @@ def render(s: Subject) -> None:
         picture.load()
         if min(picture.size) < 8:
             raise Broken(f"a picture of {picture.size} pixels is too small to judge")
+
+
+@rule(
+    "render",
+    "It takes NaN where a sample is padded, and does not draw it.",
+    "Leave what is NaN blank before values become whole numbers: np.nan_to_num(x, nan=...), or what np.isnan leaves.",
+    "render",
+    "padding-told",
+)
+def render_padding(s: Subject) -> None:
+    """The engine calls it for padded samples, too."""
+    samples, spec = s.samples(train=False), s.live.patches()
+    if s.live.batch(samples, s.stats, rng(), train=False).valid is None:
+        return
+    patches = spec.patchify(s.live.features(samples)[:1])
+    patches[:, -1] = torch.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        s.live.render(spec.unpatchify(patches)[0].numpy())
 
 
 def _kind(value: object) -> str:

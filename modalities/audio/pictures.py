@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 from torchaudio.functional import griffinlim
 
 from core.modality import Media
@@ -28,10 +29,11 @@ WIDTH, HEIGHT, DPI = 3.0, 2.0, 80
 
 
 def shown(x: Array, framing: Framing, *, absolute: bool) -> list[Media]:
-    """A spectrogram (1, frames, bands) as a PNG with axes, and as a sound."""
+    """A spectrogram (1, frames, bands) as a PNG with axes, and as a sound; frames of NaN are blank, and not heard."""
+    heard = x[0][~np.isnan(x[0]).any(axis=1)]
     return [
         Media("image", ".png", _picture(x[0], framing, absolute=absolute)),
-        Media("sound", ".flac", _sound(x[0], framing)),
+        Media("sound", ".flac", _sound(heard, framing)),
     ]
 
 
@@ -71,6 +73,9 @@ def invert(x_TM: Tensor, framing: Framing) -> Tensor:
     if framing.kaldi:
         angle = torch.arange(banks.shape[0]) * (2 * torch.pi / framing.points)
         power = power / (1 + EMPHASIS**2 - 2 * EMPHASIS * torch.cos(angle))
+    # A transform reaches beyond either end by half its points; so long at least has what it is given to be.
+    shortest = framing.points // (2 * framing.shift) + 2
+    power = pad(power, (0, 0, 0, max(0, shortest - len(x_TM))))
     wave: Tensor = griffinlim(
         power.T,
         torch.hann_window(framing.window),
@@ -83,5 +88,5 @@ def invert(x_TM: Tensor, framing: Framing) -> Tensor:
         length=None,
         rand_init=False,
     )
-    quiet = wave.abs().max().clamp_min(1e-9)
-    return wave / quiet * LOUDNESS
+    wave = wave[: max(1, len(x_TM) - 1) * framing.shift]
+    return wave / wave.abs().max().clamp_min(1e-9) * LOUDNESS

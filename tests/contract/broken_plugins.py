@@ -229,6 +229,12 @@ FAULTS = [
         "        return lambda n, rng, _: split_by_score(torch.rand(n, 16, generator=rng), 0)\n\n    # --- for people",
     ),
     plugin("values no model can take", "loss-falls", "return Batch(x,", "return Batch(x * 1e30,"),
+    plugin(
+        "render that draws padding",
+        "render-padding",
+        "return Batch(x, samples.target)",
+        "return Batch(x, samples.target, torch.ones(len(x), 16, dtype=torch.bool))",
+    ),
     plugin("render returning floats", "render", 'return [Media("image", ".png", out.getvalue())]', "return x.tolist()"),
     reading(
         "labels of another task",

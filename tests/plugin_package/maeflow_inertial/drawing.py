@@ -50,10 +50,10 @@ def _frame(pen: ImageDraw.ImageDraw, upper: int, title: str, limit: float, *, le
 
 
 def _curve(pen: ImageDraw.ImageDraw, values: Array, upper: int, colour: str) -> None:
-    """``values`` of -1 to 1 across a panel."""
+    """``values`` of -1 to 1 across a panel; NaN, what is padded, is not drawn."""
     across = np.linspace(LEFT, SIZE[0] - RIGHT, len(values))
     down = upper + PANEL * (1 - np.clip(values, -1, 1)) / 2
-    points = (np.stack([across, down], axis=1) * FINER).ravel().tolist()
+    points = (np.stack([across, down], axis=1)[~np.isnan(values)] * FINER).ravel().tolist()
     pen.line(points, fill=colour, width=FINER + 1, joint="curve")
 
 

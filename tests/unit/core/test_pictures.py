@@ -7,8 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from core.evaluation.pictures import moving_sheet, rendered, sheet, sounds
-from core.modality import Media
+from core.config import ModelConfig, PretrainConfig
+from core.evaluation.pictures import most_to_show, moving_sheet, reconstruct, rendered, sheet, sounds
+from core.modality import Batch, Media, Stats
+from core.model.mae import MaskedAutoencoder
+from core.model.masking import sampler
+from core.model.objective import MaskedObjective
+from core.model.patches import PatchSpec
 
 
 def encoded(pages, kind, **options):
@@ -74,3 +79,34 @@ def test_the_first_samples_are_heard_in_every_column(columns):
     found = [(name, media.data) for name, media in sounds(rendered(Tones(), columns), rows=2)]
     one = [("original", b"1.00"), ("masked", b"0.50"), ("reconstructed", b"0.00")]
     assert found == [(f"{row}-{name}", data) for row in (1, 2) for name, data in one]
+
+
+def padded(*lengths):
+    """A batch of curves of 8 patches of 2 values, of which as many patches are real as ``lengths`` say."""
+    x = torch.randn(len(lengths), 1, 16, generator=torch.Generator().manual_seed(0))
+    return Batch(x, valid=torch.arange(8) < torch.tensor(lengths)[:, None])
+
+
+def test_padding_is_no_part_of_a_reconstruction():
+    model = ModelConfig(width=16, depth=1, heads=2, decoder={"width": 16, "depth": 1, "heads": 2})
+    spec, config = PatchSpec(1, (16,), (2,)), PretrainConfig()
+    stats = Stats(torch.tensor([3.0]), torch.tensor([2.0]))
+    masks = sampler(config.mask, spec.grid)
+    objective = MaskedObjective(MaskedAutoencoder(spec, model), config, masks, stats).eval()
+    batch = padded(8, 5)
+    original, masked, filled = reconstruct(objective, batch, torch.Generator().manual_seed(0))
+    assert torch.allclose(original[0], stats.restore(batch.x)[0])
+    for column in (original, masked, filled):
+        assert torch.isfinite(column[0]).all()
+        assert torch.isfinite(column[1, :, :10]).all()
+        assert torch.isnan(column[1, :, 10:]).all()
+
+
+def test_samples_with_little_padding_are_shown():
+    batch = padded(3, 8, 5, 8, 1, 5)
+    chosen = most_to_show(batch, 4)
+    assert torch.equal(chosen.x, batch.x[[1, 3, 2, 5]])
+    assert torch.equal(chosen.valid, batch.valid[[1, 3, 2, 5]])
+    whole = Batch(batch.x)
+    assert torch.equal(most_to_show(whole, 4).x, batch.x[:4])
+    assert most_to_show(whole, 9).x.shape[0] == 6

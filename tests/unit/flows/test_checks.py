@@ -40,7 +40,9 @@ def test_a_broken_rule_says_what_was_seen_and_what_to_do(tmp_path):
     assert "seen: two batches from generators of seed 0 differ" in lines[place + 1]
     assert "do:   Pass `generator=rng`" in lines[place + 2]
     assert "-    fixed-batch            batch        (waits for batch-seeded)" in lines
-    assert lines[-1] == "40 rules hold, 1 are broken, 1 were not run"
+    held = sum(line.startswith("ok ") for line in lines)
+    assert held > 35
+    assert lines[-1] == f"{held} rules hold, 1 is broken, 1 was not run"
 
 
 def test_a_plugin_that_ends_its_process_is_told(tmp_path):

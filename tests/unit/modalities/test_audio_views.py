@@ -1,10 +1,14 @@
 """Clips, what is changed in them at random, and what the engine is told of padding."""
 
+import io
+
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from core.data.loading import collate
 from core.modality import Record, Stats
@@ -183,17 +187,30 @@ def test_a_hidden_span_is_one_stretch_no_longer_than_asked(axis):
     assert (hidden[:, 1:] != hidden[:, :-1]).sum(1).max() <= 2
 
 
-def test_pictures_show_seconds_and_hz_and_can_be_heard():
-    import io
-
-    import soundfile
-    from PIL import Image
-
+def rendered(real):
+    """Picture (height, width, 3), sound and its rate of a clip of 32 frames, of which so many are ``real``."""
     made = plugin()
     features = made.features(collate([made.view(record(1.0), np.random.default_rng(0), train=False)], None))
+    features[..., real:, :] = torch.nan
     picture, sound = made.render(features[0].numpy())
-    assert Image.open(io.BytesIO(picture.data)).size == (240, 160)
-    wave, rate = soundfile.read(io.BytesIO(sound.data))
+    return np.asarray(Image.open(io.BytesIO(picture.data)).convert("RGB")), *soundfile.read(io.BytesIO(sound.data))
+
+
+def test_pictures_show_seconds_and_hz_and_can_be_heard():
+    picture, wave, rate = rendered(32)
+    assert picture.shape == (160, 240, 3)
     assert rate == RATE
     assert len(wave) / rate == pytest.approx(32 * 0.01, abs=0.02)
     assert 0.4 < np.abs(wave).max() <= 0.51
+
+
+@pytest.mark.parametrize("real", [1, 8, 16])
+def test_padding_is_blank_and_not_heard(real):
+    picture, wave, rate = rendered(real)
+    whole, _, _ = rendered(32)
+    middle = picture[60, 45:230]  # Between the axes.
+    blank = (middle == 255).all(axis=1)
+    assert not (whole[60, 45:230] == 255).all(axis=1).any()
+    assert blank.mean() == pytest.approx(1 - real / 32, abs=0.05)
+    assert blank[-5:].all()
+    assert len(wave) / rate == pytest.approx(real * 0.01, abs=0.03)
