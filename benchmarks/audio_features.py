@@ -1,9 +1,10 @@
 """How much faster is a batch of log-mel spectrograms than Kaldi's, clip by clip?
 
-64 clips of 10 s at 16 kHz, AudioMAE's settings, one process, the same threads. A round times both sides; the ratio is
-paired by round. A third side does only what no method can do without, the Fourier transforms and the logarithms, with
-torch's own: the ratio to it bounds what batching can gain. Ends with the largest differences between the first two, beside
-what Kaldi's own rounding comes to. The clips are noise, or recorded speech where a home of `maeflow demo audio` is given.
+64 clips of 10 s at 16 kHz, AudioMAE's settings, one process, the same threads. A round times all sides; the ratio is
+paired by round. The third side does only what nothing can do without, the Fourier transforms and the logarithms, with
+torch's own: the ratio to it bounds what batching can gain. Ends with the largest differences between the first two,
+beside what Kaldi's own rounding comes to. The clips are noise, or recorded speech where a home of `maeflow demo audio`
+is given.
 
     python benchmarks/audio_features.py [--home HOME] [--rounds N] [--threads N] [--out FILE]
 """
