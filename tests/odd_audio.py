@@ -46,6 +46,15 @@ def write_odd(folder):
     put("large.rf64", 16_000, 1, 1.0)
     put("no-suffix", 16_000, 1, 1.0, "PCM_16", "WAV")
     put("UPPER CASE ü.WAV", 16_000, 1, 1.0)
+    put("streamed.flac", 16_000, 1, 1.0)
+    stream = bytearray((folder / "streamed.flac").read_bytes())
+    stream[21], stream[22:26] = (
+        stream[21] & 0xF0,
+        bytes(4),
+    )  # As encoders leave it that write into a pipe: length unknown.
+    (folder / "streamed.flac").write_bytes(stream)
+    (folder / "streamed.flac").rename(folder / "caf\udce9.flac")  # A name that is no UTF-8.
+    made["caf\\xe9.flac"] = made.pop("streamed.flac")
     torn = (folder / "telephone.wav").read_bytes()
     (folder / "torn.wav").write_bytes(torn[: len(torn) // 2])  # Its header is believed only as far as there are bytes.
     made["torn.wav"] = 8_000, 1, 0.75
@@ -76,6 +85,15 @@ def write_broken(folder):
     for name, (wave, _) in waves.items():
         soundfile.write(folder / name, wave, rate, subtype="FLOAT")
     reasons = {name: reason for name, (_, reason) in waves.items()}
+    kinds = {"PCM_16": "wav", "PCM_24": "flac", "PCM_U8": "wav", "PCM_S8": "aiff", "ULAW": "au", "ALAW": "au"}
+    for subtype, suffix in kinds.items():
+        soundfile.write(folder / f"clipped-{subtype}.{suffix}", clipped, rate, subtype=subtype)
+    for suffix in ("mp3", "ogg"):
+        soundfile.write(folder / f"clipped.{suffix}", clipped, rate)
+    upward = np.clip(tone(rate, 1.0, level=8.0), -0.1, 1)
+    soundfile.write(folder / "clipped-upward.wav", upward, rate, subtype="PCM_U8")
+    made = [f"clipped-{subtype}.{suffix}" for subtype, suffix in kinds.items()]
+    reasons |= dict.fromkeys([*made, "clipped.mp3", "clipped.ogg", "clipped-upward.wav"], "is clipped")
     reasons |= _torn(folder) | _not_sound(folder, sound)
     return reasons
 

@@ -101,7 +101,7 @@ def _banded(power_BTF: Tensor, framing: Framing) -> Tensor:
     # All but one in fifty of the weights are zero: a few bands at a time need only the points below them.
     flat = power_BTF.flatten(0, 1)
     bands = flat.new_empty(len(flat), framing.bands)
-    for part, (points, weights) in zip(bands.split(AT_ONCE, dim=1), _narrow_filters(framing), strict=True):
+    for part, (points, weights) in zip(torch.split(bands, AT_ONCE, dim=1), _narrow_filters(framing), strict=True):
         torch.mm(flat[:, points], weights, out=part)
     return bands.view(*power_BTF.shape[:2], framing.bands)
 
@@ -115,7 +115,7 @@ def _window(framing: Framing, device: torch.device) -> Tensor:
 def _narrow_filters(framing: Framing) -> list[tuple[slice, Tensor]]:
     """Filters of `AT_ONCE` neighbouring bands each, and the points of the spectrum that these cover."""
     parts = []
-    for few in filters(framing, torch.device("cpu")).split(AT_ONCE, dim=1):
+    for few in torch.split(filters(framing, torch.device("cpu")), AT_ONCE, dim=1):
         covered = few.any(dim=1).nonzero().flatten().tolist() or [0]
         points = slice(covered[0], covered[-1] + 1)
         parts.append((points, few[points].contiguous()))

@@ -11,7 +11,7 @@ import pytest
 from core import recipes
 from core.data.prepare import prepare
 from core.data.store import PreparedStore
-from core.modality import Item, Record
+from core.modality import Item, Record, Unreadable
 from core.tracking import NullTracker
 from core.workspace import Home
 from modalities.audio.config import AudioSettings, StoreConfig
@@ -109,6 +109,48 @@ def test_resampling_keeps_a_tone_and_takes_out_what_the_rate_cannot_hold(rate):
         assert np.abs(resample(high, rate, RATE)[inside]).max() < 0.02
 
 
+@pytest.mark.parametrize(("rate", "wanted"), [(768_000, 1000), (705_600, 1000), (47_962, 16_000), (8000, 47_962)])
+def test_no_pair_of_rates_changes_the_pitch(rate, wanted):
+    changed = resample(tone(rate, 2.0)[:, 0], rate, wanted)
+    assert len(changed) / wanted == pytest.approx(2.0, rel=6e-4)
+    spectrum = np.abs(np.fft.rfft(changed * np.hanning(len(changed)), 2**18))
+    assert spectrum.argmax() * wanted / 2**18 == pytest.approx(HZ, rel=1e-3)
+
+
+@pytest.mark.parametrize("rate", [8000, 11_127, 44_100, 128_000])
+def test_stretches_together_are_the_recording_resampled_whole(tmp_path, rate):
+    import soundfile
+
+    wave = 0.4 * tone(rate, 9.7)[:, 0] + 0.1 * np.random.default_rng(0).standard_normal(round(9.7 * rate))
+    wave = np.clip(wave, -1, 1).astype(np.float32)
+    soundfile.write(tmp_path / "long.wav", wave, rate, subtype="FLOAT")
+    cut = AudioSettings(store=StoreConfig(seconds=1, codec="pcm16"))
+    records = read(Item("long.wav", str(tmp_path / "long.wav")), cut)
+    assert len(records) >= 9
+    joined = np.concatenate([decode_pcm(r) for r in records])
+    whole = to_pcm(resample(wave, rate, RATE))
+    assert len(joined) == len(whole)
+    assert np.abs(joined.astype(int) - whole).max() <= 1
+    starts = np.cumsum([0, *(r.shape[0] for r in records[:-1])]) / RATE
+    assert np.allclose([r.meta["start"] for r in records], starts, atol=2e-3)
+
+
+def test_what_is_louder_than_full_scale_is_made_less_loud_as_a_whole(tmp_path):
+    import soundfile
+
+    wave = np.concatenate([tone(RATE, 2, level=0.5), tone(RATE, 2, level=8.0)])
+    soundfile.write(tmp_path / "loud.wav", wave, RATE, subtype="FLOAT")
+    records = read(Item("loud.wav", str(tmp_path / "loud.wav")), AudioSettings(store=StoreConfig(seconds=2)))
+    levels = [np.abs(decode_pcm(r)).max() / SCALE for r in records]
+    assert levels == pytest.approx([0.5 / 8, 1.0], rel=0.01)
+
+
+def test_bare_samples_are_told_apart(tmp_path):
+    (tmp_path / "x.raw").write_bytes(bytes(1000))
+    with pytest.raises(Unreadable, match="without a header"):
+        read(Item("x.raw", str(tmp_path / "x.raw")), AudioSettings())
+
+
 @pytest.mark.parametrize("codec", ["flac", "pcm16"])
 def test_any_stretch_of_what_is_stored_can_be_read_and_every_bit_is_kept(codec):
     pcm = to_pcm(np.random.default_rng(0).uniform(-1, 1, 50_000).astype(np.float32))
@@ -125,7 +167,7 @@ def test_sound_is_recognised_by_its_first_bytes(odd):
     assert not sniff(str(folder / "nowhere"))
 
 
-@pytest.mark.parametrize("kind", ["bytes", "path", "array"])
+@pytest.mark.parametrize("kind", ["bytes", "path", "array", "channels first"])
 def test_rows_of_a_hugging_face_dataset_are_read(tmp_path, kind):
     import datasets
     import soundfile
@@ -136,6 +178,7 @@ def test_rows_of_a_hugging_face_dataset_are_read(tmp_path, kind):
         "bytes": {"bytes": path.read_bytes(), "path": None},
         "path": {"bytes": None, "path": str(path)},
         "array": {"array": tone(8000, 1.0)[:, 0].tolist(), "sampling_rate": 8000},
+        "channels first": {"array": tone(8000, 1.0, 2).T.tolist(), "sampling_rate": 8000},
     }[kind]
     datasets.Dataset.from_dict({"audio": [value] * 2, "label": ["a", "b"]}).save_to_disk(str(tmp_path / "saved"))
     plugin = AudioModality(AudioSettings())
