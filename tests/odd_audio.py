@@ -46,15 +46,9 @@ def write_odd(folder):
     put("large.rf64", 16_000, 1, 1.0)
     put("no-suffix", 16_000, 1, 1.0, "PCM_16", "WAV")
     put("UPPER CASE ü.WAV", 16_000, 1, 1.0)
-    put("streamed.flac", 16_000, 1, 1.0)
-    stream = bytearray((folder / "streamed.flac").read_bytes())
-    stream[21], stream[22:26] = (
-        stream[21] & 0xF0,
-        bytes(4),
-    )  # As encoders leave it that write into a pipe: length unknown.
-    (folder / "streamed.flac").write_bytes(stream)
-    (folder / "streamed.flac").rename(folder / "caf\udce9.flac")  # A name that is no UTF-8.
-    made["caf\\xe9.flac"] = made.pop("streamed.flac")
+    put("cafe.flac", 16_000, 1, 1.0)
+    (folder / "cafe.flac").rename(folder / "caf\udce9.flac")  # A name that is no UTF-8.
+    made["caf\\xe9.flac"] = made.pop("cafe.flac")
     torn = (folder / "telephone.wav").read_bytes()
     (folder / "torn.wav").write_bytes(torn[: len(torn) // 2])  # Its header is believed only as far as there are bytes.
     made["torn.wav"] = 8_000, 1, 0.75
@@ -107,6 +101,9 @@ def _torn(folder):
     (folder / "spoiled.flac").write_bytes(whole[:9000] + os.urandom(400) + whole[9400:])
     soundfile.write(folder / "header-only.ogg", noise, 16_000, subtype="VORBIS", format="OGG")
     (folder / "header-only.ogg").write_bytes((folder / "header-only.ogg").read_bytes()[:2000])
+    stream = bytearray(whole)
+    stream[21], stream[22:26] = stream[21] & 0xF0, bytes(4)  # As encoders leave it that write into a pipe.
+    (folder / "streamed.flac").write_bytes(stream)
     wav = bytearray((folder / "silent.wav").read_bytes())
     wav[24:28] = (1).to_bytes(4, "little")
     (folder / "one-hertz.wav").write_bytes(wav)
@@ -114,6 +111,7 @@ def _torn(folder):
     return {
         "torn.flac": "decoded|breaks off",
         "spoiled.flac": "decoded|breaks off",
+        "streamed.flac": "does not say how long it is",
         "header-only.ogg": "decoded|no sound|too short",
         "one-hertz.wav": "claims 1 samples per second",
         "header-torn.wav": "decoded",
