@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
-from core.config import PluginInfo, Recipe
+from core.config import PluginInfo, Recipe, TaskKind
 from core.errors import UserError
 from core.registry import entries, plugin_info, recipe_files
 
@@ -75,11 +75,25 @@ def resolve(values: Mapping[str, Any], origin: str) -> Recipe:
         raise UserError(f"{origin}: `modality` is missing; give one of: {', '.join(entries())}")
     cls = recipe_class(modality)
     try:
-        return cls.model_validate(values)
+        recipe = cls.model_validate(values)
     except ValidationError as error:
         lines = [_explain(cls, detail) for detail in error.errors()]
         count = f"{len(lines)} errors" if len(lines) > 1 else "1 error"
         raise UserError(f"{count} in recipe {origin}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+    _check_task(recipe, origin)
+    return recipe
+
+
+def _check_task(recipe: Recipe, origin: str) -> None:
+    """Refuse ways of fine-tuning that the task has no use for, before anything is computed."""
+    kind, config = recipe.task.kind, recipe.finetune
+    if kind is not TaskKind.SINGLE and (config.mixup or config.cutmix):
+        raise UserError(
+            f"recipe {origin}: finetune.mixup and finetune.cutmix are for single_label tasks, this one is {kind}; "
+            "set both to 0"
+        )
+    if kind is TaskKind.REGRESSION and config.sampling == "balanced":
+        raise UserError(f"recipe {origin}: finetune.sampling=balanced needs classes, a {kind} task has none")
 
 
 def locate(reference: str) -> Path:

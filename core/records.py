@@ -6,7 +6,7 @@ Paths are relative to the home folder, so that a home can be moved or mounted el
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from core.config import Config, ModelConfig, TaskConfig
 from core.errors import UserError
@@ -86,6 +86,8 @@ class PreparedData(Record):
     """Items whose content equals an earlier item's."""
     bytes: int
     """Bytes of the shards."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """The plugin's settings, as far as prepared data depend on them; empty in records of earlier versions."""
 
 
 class PretrainedEncoder(Record):
@@ -107,6 +109,8 @@ class PretrainedEncoder(Record):
     """Digest of the prepared data."""
     metrics: dict[str, float]
     """Last values of the training curves."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """The plugin's settings, as far as prepared data depend on them; empty in records of earlier versions."""
 
 
 class TunedModel(Record):

@@ -295,7 +295,8 @@ def _one_stage(stage: str, recipe: str, overrides: list[str] | None, home: Path,
         inputs["source"] = _source(str(inputs["source"]), resolved.modality)
     from flows.running import run_stage
 
-    run_stage(stage, resolved, home, **inputs)
+    sets = [word for override in overrides or [] for word in ("--set", override)]
+    run_stage(stage, resolved, home, [recipe, *sets], **inputs)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ from typing import Any
 from core.data.card import read_card
 from core.digests import recipe_digest
 from core.evaluation.report import ReportData, ReportSound, StageTime, render_report
+from core.evaluation.report_words import COLUMNS
 from core.records import EvalReport, PreparedData, PretrainedEncoder, TunedModel
 from core.tracking import EVENTS_FILE
 from core.workspace import digest_of, write_text
 from flows.stages import Context, Outcome
 
-COLUMNS = ("original", "masked", "reconstructed")
-"""Of what there may be sounds; `core.evaluation.pictures` names them, but needs torch."""
 PICTURE, MOVING = "reconstructions.png", "reconstructions.gif"
 
 

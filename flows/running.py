@@ -1,5 +1,6 @@
 """From the command line into a flow, and the last lines a person reads."""
 
+import shlex
 import sys
 import threading
 import time
@@ -87,8 +88,11 @@ def one_stage(stage: str, recipe: dict[str, Any], home: str, inputs: dict[str, s
     return str(outcome.folder)
 
 
-def run_stage(stage: str, recipe: Recipe, home: Path, **inputs: str | None) -> None:
-    """Run one stage with live progress and say where its folder is."""
+def run_stage(stage: str, recipe: Recipe, home: Path, spelled: Sequence[str], **inputs: str | None) -> None:
+    """Run one stage with live progress and say where its folder is, and what comes next.
+
+    ``spelled`` is how the recipe was asked for: its name or file, and the options that change it.
+    """
     start = time.monotonic()
     out = console.for_terminal()
     _warm_up(home)
@@ -100,7 +104,9 @@ def run_stage(stage: str, recipe: Recipe, home: Path, **inputs: str | None) -> N
     out.line(f"\ndone in {time.monotonic() - start:.0f} s; {stage} is in {folder}")
     following = {"prepare": "pretrain", "pretrain": "finetune", "finetune": "evaluate"}.get(stage)
     if following:
-        out.line(f"next:  maeflow {following} {recipe.name} --from {folder} --home {home}")
+        name, *options = spelled
+        words = ["maeflow", following, name, "--from", folder, "--home", str(home), *options]
+        out.line(f"next:  {shlex.join(words)}")
 
 
 def _call(stage: str, home: Home, inputs: dict[str, str | None]) -> stages.Outcome[Any]:

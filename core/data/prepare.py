@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from core.config import Recipe
+from core.config import Recipe, results_only
 from core.data import shards
 from core.data.card import SHOWN, write_card
 from core.data.facts import Facts, gather, unreadable_of
@@ -206,4 +206,5 @@ def _record(
         unreadable=len(facts.unreadable),
         duplicates=sum(facts.repeated),
         bytes=facts.bytes,
+        settings=results_only(recipe.data, "affects_prepared"),
     )

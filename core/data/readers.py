@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,6 +24,8 @@ SMALL_ITEMS = 8192
 SMALL_BYTES = 16 * 2**20
 """... bytes up to which starting processes takes longer than reading in this one."""
 
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""What libraries look up, when they are loaded, for how many threads to start."""
 Progress = Callable[[int], None]
 """Told how many more items are done."""
 
@@ -159,6 +162,10 @@ def _start(parent: int) -> None:
     # The interrupt of a terminal is for the stage process, which decides what is still finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with(parent)
+    # There is a reader for each processor: libraries that start threads of their own would only be in each other's way.
+    os.environ |= dict.fromkeys(THREADS, "1")
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 def _try(item: Item, plugin: Modality[Any], seconds: float, told: str) -> None:

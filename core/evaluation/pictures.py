@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageSequence
 from torch import Tensor
 
+from core.evaluation.report_words import COLUMNS
 from core.modality import Batch, Media, Modality
 from core.model.objective import MaskedObjective
 from core.model.patches import gather_tokens
@@ -19,7 +20,6 @@ MOVING = 4
 """Samples in an animation."""
 HEARD = 2
 """Samples that are heard."""
-COLUMNS = ("original", "masked", "reconstructed")
 Rendered = Sequence[Sequence[Sequence[Media]]]
 """What a plugin renders of each sample of each column."""
 

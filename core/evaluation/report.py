@@ -177,7 +177,7 @@ def _reconstructions(data: ReportData) -> str:
     norm_pix = (data.recipe_values.get("pretrain") or {}).get("norm_pix", "patch")
     scaled = "" if norm_pix == "none" else "; predicted ones are scaled back with the statistics of the patch they hide"
     small = ' class="small"' if _width(data.picture) < 320 else ""
-    names = "".join(f"<span>{name}</span>" for name in ("original", "masked", "reconstructed"))
+    names = "".join(f"<span>{name}</span>" for name in words.COLUMNS)
     return (
         "<h2>What the encoder learned to fill in</h2><figure>"
         f'<div class="columns" aria-hidden="true">{names}</div>'

@@ -18,6 +18,8 @@ NAMES = {
     "linear": "linear probe",
 }
 """Metrics and probes as people call them."""
+COLUMNS = ("original", "masked", "reconstructed")
+"""What is shown, and played, of every sample."""
 HEADLINES = {"single_label": "top1", "multi_label": "map", "regression": "r2"}
 """The metric that probes are scored with, by kind of task."""
 FEW = 20

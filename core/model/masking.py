@@ -29,6 +29,12 @@ class Mask:
         kept, masked = self.keep_BK.shape[1], self.masked_BM.shape[1]
         return masked / (kept + masked)
 
+    def realised(self, valid_BN: Tensor | None) -> float | Tensor:
+        """Share of the real patches that is hidden, a scalar on the device where some patches are padding."""
+        if valid_BN is None:
+            return self.ratio
+        return valid_BN.gather(1, self.masked_BM).sum() / valid_BN.sum()
+
 
 PADDING = 8.0
 """What is added to the scores of padding; more than any score of a real patch."""
@@ -168,7 +174,7 @@ def _axes(config: MaskConfig, grid: tuple[int, ...]) -> tuple[Draw, int]:
     kept = [keep_count(n, r, config.count_rule) if r else n for n, r in zip(grid, ratios, strict=True)]
     if math.prod(kept) == math.prod(grid):
         raise ValueError("mask ratios are all 0: nothing would be hidden")
-    draws = [_ranks(n) for n in grid]
+    draws, jitter = [_ranks(n) for n in grid], _uniform(math.prod(grid))
 
     def scores(samples: int, rng: torch.Generator) -> Tensor:
         total = torch.zeros(samples, *grid, device=rng.device)
@@ -177,7 +183,8 @@ def _axes(config: MaskConfig, grid: tuple[int, ...]) -> tuple[Draw, int]:
             shape = [samples] + [1] * len(grid)
             shape[1 + axis] = grid[axis]
             total = total + hidden.view(shape)
-        return total.reshape(samples, -1)
+        # Where padding leaves room for some of them, patches that are equally hidden are chosen from at random.
+        return total.reshape(samples, -1) + 0.5 * jitter(samples, rng)
 
     return scores, math.prod(kept)
 

@@ -37,7 +37,7 @@ class PixelTarget:
     def __init__(self, config: PretrainConfig, spec: PatchSpec, stats: Stats) -> None:
         self._norm = config.norm_pix
         self._channels = spec.channels
-        self._stats = stats
+        self.stats = stats
         self._first, self._stride = spec.patch_shape[0], config.predict_stride
         if self._first % self._stride:
             raise ValueError(f"predict_stride {self._stride} does not divide the patch's first axis of {self._first}")
@@ -48,7 +48,7 @@ class PixelTarget:
         if self._stride > 1:
             values = values.reshape(*values.shape[:-1], self._first, -1)[..., :: self._stride, :].flatten(-2)
         if self._norm is NormPix.CHANNEL_STD:
-            values = self._per_pixel(values) * self._stats.std + self._stats.mean
+            values = self._per_pixel(values) * self.stats.std + self.stats.mean
             values = values.flatten(-2)
         scale = self._scale(values)
         return (values - scale.shift) / scale.scale, scale
@@ -64,7 +64,7 @@ class PixelTarget:
 
     def denormalise(self, patches_BMP: Tensor) -> Tensor:
         """Patches of normalised input (B, M, P) in the units of the plugin's features."""
-        return (self._per_pixel(upcast(patches_BMP)) * self._stats.std + self._stats.mean).flatten(-2)
+        return (self._per_pixel(upcast(patches_BMP)) * self.stats.std + self.stats.mean).flatten(-2)
 
     def _per_pixel(self, values: Tensor) -> Tensor:
         """(B, M, P) to (B, M, P / C, C): channels are last inside a patch."""
@@ -99,6 +99,10 @@ def reconstruction_loss(predicted_BMP: Tensor, target_BMP: Tensor, valid_BM: Ten
     return (per_patch * weights).sum() / weights.sum().clamp_min(1.0)
 
 
+Facts = dict[str, float | Tensor]
+"""Values that stand beside the loss in the training curves, scalars on the device among them, which are read seldom."""
+
+
 class Objective(nn.Module, ABC):
     """A forward pass that ends in a loss: what the training loop trains."""
 
@@ -106,8 +110,8 @@ class Objective(nn.Module, ABC):
     """The part whose weights are kept."""
 
     @abstractmethod
-    def forward(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Loss of a micro-batch, a scalar on the device, and what is known of it without asking the device."""
+    def forward(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Facts]:
+        """Loss of a micro-batch, a scalar on the device, and what else is known of it; never waits for the device."""
 
 
 class MaskedObjective(Objective):
@@ -125,8 +129,8 @@ class MaskedObjective(Objective):
         cells = config.decode_kind == "running_cell"
         self._first = running_cells(model.encoder.spec.grid, self._fraction) if cells else None
 
-    def forward(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """The reconstruction loss and the realised mask ratio."""
+    def forward(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Facts]:
+        """The reconstruction loss, and the realised mask ratio: of real patches, where some are padding."""
         patches, valid = self.model.encoder.spec.patchify(batch.x), batch.valid
         if self._repeats > 1:
             patches = patches.repeat_interleave(self._repeats, dim=0)
@@ -136,7 +140,7 @@ class MaskedObjective(Objective):
         predicted = self.model(patches, mask, decode, valid)
         target, _ = self.target(gather_tokens(patches, decode))
         counted = None if valid is None else valid.gather(1, decode)
-        return reconstruction_loss(predicted, target, counted), {"mask_ratio": mask.ratio}
+        return reconstruction_loss(predicted, target, counted), {"mask_ratio": mask.realised(valid)}
 
     def decoded(self, mask: Mask, rng: torch.Generator) -> Tensor:
         """The hidden patches (B, M') that are decoded: all, the first of their random order, or those in the cells."""

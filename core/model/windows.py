@@ -24,7 +24,8 @@ class Partition(nn.Module):
         super().__init__()
         count = math.prod(grid)
         whole = torch.arange(count).reshape(*grid)
-        starts = [range(-s, n, w) for n, w, s in zip(grid, window, shift, strict=True)]
+        # Windows that are moved forward leave a part of one before them.
+        starts = [range(-((w - s) % w), n, w) for n, w, s in zip(grid, window, shift, strict=True)]
         order = torch.stack([_window(whole, corner, window, count) for corner in itertools.product(*starts)])
         places = torch.empty(count + 1, dtype=torch.int64)
         places[order.flatten()] = torch.arange(order.numel())

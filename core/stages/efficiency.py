@@ -99,7 +99,9 @@ def run_cell(cell: Cell, bench: Bench) -> dict[str, float]:
     plugin = live_plugin(recipe, "finetune", recipe.finetune.input_shape)
     task = Task.of(require_target(bench.labelled))
     work = Work(Home(bench.home), "", bench.home)
-    on = Labelled(open_store(work.home, bench.labelled), task, plugin, stats_on(bench.encoder.statistics, device))
+    on = Labelled(
+        open_store(work.home, bench.labelled, recipe), task, plugin, stats_on(bench.encoder.statistics, device)
+    )
     train = draw_labels(on.store, cell.labels, cell.seed)
     test = on.store.ids(bench.split, labelled=True)
     if cell.arm == "baseline":

@@ -51,7 +51,7 @@ def evaluate(
     target = require_target(labelled)
     plugin = live_plugin(recipe, "evaluate", recipe.finetune.input_shape)
     task = Task.of(target)
-    on = Labelled(open_store(work.home, labelled), task, plugin, stats_on(tuned.statistics, device))
+    on = Labelled(open_store(work.home, labelled, recipe), task, plugin, stats_on(tuned.statistics, device))
     test = on.store.ids("test", labelled=True)
     if len(test) == 0:
         raise StageError(

@@ -20,6 +20,7 @@ from core.model.patches import PatchSpec
 from core.records import PreparedData, PretrainedEncoder, Target, TunedModel
 from core.stages.work import (
     Work,
+    differences,
     encoder_weights,
     fixed_batch,
     geometry_of,
@@ -58,7 +59,7 @@ def finetune(recipe: Recipe, encoder: PretrainedEncoder, labelled: PreparedData,
     """Fine-tune ``encoder`` on the labelled training split; the best weights on validation are kept.
 
     Raises:
-        UserError: if nothing is labelled.
+        UserError: if nothing is labelled, or the data were prepared with other settings.
         StageError: if there is no labelled training item, or the loss stays non-finite.
         Stopped: if asked to stop; calling again continues.
     """
@@ -67,8 +68,10 @@ def finetune(recipe: Recipe, encoder: PretrainedEncoder, labelled: PreparedData,
     plugin = live_plugin(recipe, "finetune", recipe.finetune.input_shape)
     task, spec = Task.of(target), plugin.patches()
     stats = stats_on(encoder.statistics, device)
-    on = Labelled(open_store(work.home, labelled), task, plugin, stats)
+    on = Labelled(open_store(work.home, labelled, recipe), task, plugin, stats)
     train, val = on.store.ids("train", labelled=True), on.store.ids("val", labelled=True)
+    if others := differences(encoder.settings, recipe):
+        work.tracker.note(f"the encoder was pretrained with other settings of its data ({'; '.join(others)})")
     if len(train) == 0:
         raise StageError("no item of the training split is labelled; see the splits in the dataset card")
     model = build(recipe, encoder, spec, task, work, seed_of(recipe.seed, "head")).to(device)

@@ -58,20 +58,22 @@ def pretrain(
     Items whose content equals a test item of ``labelled`` are left out, and counted.
 
     Raises:
-        UserError: if masks, windows or targets of the recipe do not fit the plugin's geometry.
-        StageError: if nothing is left to train on, or the loss stays non-finite.
+        UserError: if masks, windows or targets of the recipe do not fit the plugin's geometry, or the data were
+            prepared with other settings.
+        StageError: if nothing is left to train on or to hide, or the loss stays non-finite.
         Stopped: if asked to stop; calling again continues.
     """
     device = configure(recipe.compute)
     plugin = live_plugin(recipe, "pretrain", recipe.pretrain.input_shape)
     spec = plugin.patches()
-    stores = [open_store(work.home, prepared) for prepared, _ in data]
-    parts = _parts(stores, data, labelled, work)
+    stores = [open_store(work.home, prepared, recipe) for prepared, _ in data]
+    beside = open_store(work.home, labelled, recipe) if labelled else None
+    parts = _parts(stores, data, beside, work)
     statistics = combine([prepared for prepared, _ in data], [part.per_epoch for part in parts])
     stats = stats_on(statistics, device)
     objective = _objective(plugin, recipe, spec, stats, device)
     stream = Stream(parts, recipe.seed, recipe.pretrain.repeats)
-    probe = _Probe.of(data[0][0], labelled, work)
+    probe = _Probe.of(labelled or data[0][0], stores[0] if beside is None else beside)
     look = _Look(recipe.pretrain, objective, plugin, stats, stores[0], probe, recipe.seed, work)
     job = Job(
         name="pretrain",
@@ -89,6 +91,8 @@ def pretrain(
         evaluate=look,
         evaluate_every=recipe.pretrain.validate_every,
     )
+    filled = [(store, part.ids) for store, part in zip(stores, parts, strict=True) if len(part.ids)]
+    _check_hidden([_hidden(store, ids, plugin, objective, recipe.seed) for store, ids in filled], work)
     trainer = Trainer(objective, parameter_groups(objective.named_parameters(), recipe.pretrain.weight_decay), job)
     loss = trainer.run(TrainViews(stores, stream, plugin, recipe.seed, None))
     with trainer.averaged():
@@ -109,6 +113,7 @@ def pretrain(
         data_digest=data[0][0].data_digest,
         prepared=data[0][0].digest,
         metrics={"pretrain/loss": loss, **look.last},
+        settings=data[0][0].settings,
     )
 
 
@@ -149,15 +154,15 @@ def combine(data: Sequence[PreparedData], counts: Sequence[int]) -> Statistics:
 def _parts(
     stores: Sequence[PreparedStore],
     data: Sequence[tuple[PreparedData, float]],
-    labelled: PreparedData | None,
+    beside: PreparedStore | None,
     work: Work,
 ) -> list[Part]:
-    """The training rows of each store, without the labelled test items."""
+    """The training rows of each store, without the test items of the labelled one ``beside`` them."""
     parts, left_out = [], 0
-    held = _test_hashes(labelled, work)
-    for store, (prepared, weight) in zip(stores, data, strict=True):
+    held = set() if beside is None else set(beside.hashes(beside.ids("test")))
+    for store, (_, weight) in zip(stores, data, strict=True):
         ids = store.ids("train")
-        if labelled is not None and labelled.digest != prepared.digest:
+        if beside is not None and beside.folder != store.folder:
             # The other source's own test and validation items have no labels to spoil: all of it is raw data.
             clear = np.array([digest not in held for digest in store.hashes(ids)], dtype=bool)
             left_out += int((~clear).sum())
@@ -171,11 +176,37 @@ def _parts(
     return parts
 
 
-def _test_hashes(labelled: PreparedData | None, work: Work) -> set[str]:
-    if labelled is None:
-        return set()
-    store = open_store(work.home, labelled)
-    return set(store.hashes(store.ids("test")))
+def _check_hidden(hidden: Sequence[tuple[float, float]], work: Work) -> None:
+    """Tell if masks hide little of what is real in padded samples, and refuse to train where they hide nothing.
+
+    ``hidden`` are, for each source, the realised share and the one that samples without padding would have.
+    """
+    share, asked = max(hidden)
+    what = (
+        f"samples are so short that masks hide {share:.0%} of them where {asked:.0%} was asked for, since real patches "
+        "are shown before padding; make the input shorter (the size in `data`, or pretrain.input_shape)"
+    )
+    if share == 0:
+        raise StageError(f"there is nothing to learn: {what}, or raise pretrain.mask.ratio")
+    if share < asked / 2:
+        work.tracker.note(what)
+
+
+def _hidden(
+    store: PreparedStore, ids: Ids, plugin: Modality[Any], objective: MaskedObjective, seed: int
+) -> tuple[float, float]:
+    """Share of the real patches of some of the rows ``ids`` that is hidden, and of all their patches."""
+    stats = objective.target.stats
+    device = stats.mean.device
+    views = FixedViews(store, _spread(ids, LOOKED_AT), plugin, LOOKED_AT)
+    batch = fixed_batch(views, 0, plugin, stats, device, seed)
+    mask = objective.draw(len(batch.x), torch_rng(device, seed, "hidden"), batch.valid)
+    return float(mask.realised(batch.valid)), mask.ratio
+
+
+def _spread(ids: Ids, count: int) -> Ids:
+    """At most ``count`` of ``ids``, at even distances."""
+    return ids[np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(np.int64)]
 
 
 def _metadata(recipe: Recipe) -> dict[str, str]:
@@ -193,12 +224,10 @@ class _Probe:
     val: Ids
 
     @classmethod
-    def of(cls, data: PreparedData, labelled: PreparedData | None, work: Work) -> "_Probe | None":
-        """The probe on the labelled source, or None where it has no labels on both sides."""
-        source = labelled or data
+    def of(cls, source: PreparedData, store: PreparedStore) -> "_Probe | None":
+        """The probe on the labelled ``source``, or None where it has no labels on both sides."""
         if source.target is None or not source.target.classes:
             return None
-        store = open_store(work.home, source)
         train, val = store.ids("train", labelled=True)[:PROBE_LIMIT], store.ids("val", labelled=True)
         return cls(store, Task.of(source.target), train, val) if len(train) and len(val) else None
 
@@ -257,11 +286,11 @@ class _Look:
 
     def _picture(self, step: int) -> None:
         ids = self._store.ids("val") if len(self._store.ids("val")) else self._store.ids("train")
-        spread = np.linspace(0, len(ids) - 1, min(LOOKED_AT, len(ids))).round().astype(np.int64)
+        some = _spread(ids, LOOKED_AT)
         # The first of them lie as far apart as all do.
-        spread = spread[np.argsort(np.arange(len(spread)) % (LOOKED_AT // SHOWN), kind="stable")]
+        some = some[np.argsort(np.arange(len(some)) % (LOOKED_AT // SHOWN), kind="stable")]
         device = self._stats.mean.device
-        views = FixedViews(self._store, ids[spread], self._plugin, LOOKED_AT)
+        views = FixedViews(self._store, some, self._plugin, LOOKED_AT)
         batch = most_to_show(fixed_batch(views, 0, self._plugin, self._stats, device, self._seed), SHOWN)
         columns = rendered(self._plugin, reconstruct(self._objective, batch, torch_rng(device, self._seed, "picture")))
         png = sheet(columns)

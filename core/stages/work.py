@@ -1,7 +1,7 @@
 """What every stage needs beside its inputs, and the steps that stages share."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from core.config import Recipe
+from core.config import Recipe, results_only
 from core.data.loading import FixedViews, Ids, to_device
 from core.data.seeds import torch_rng
 from core.data.store import PreparedStore
+from core.errors import UserError
 from core.modality import Batch, Modality, Purpose, Stats
 from core.model.mae import fixed_positions
 from core.model.patches import PatchSpec
@@ -45,9 +46,32 @@ class Work:
         return self.home.uri(self.home.stage(stage, self.digest).final)
 
 
-def open_store(home: Home, prepared: PreparedData) -> PreparedStore:
-    """The rows behind a record."""
+def open_store(home: Home, prepared: PreparedData, recipe: Recipe) -> PreparedStore:
+    """The rows behind a record, for a plugin with the recipe's settings.
+
+    Raises:
+        UserError: if they were prepared with other settings: a plugin could not tell, and would misread them.
+    """
+    if others := differences(prepared.settings, recipe):
+        raise UserError(
+            f"the data in {prepared.folder} were prepared with other settings ({'; '.join(others)}); prepare them with "
+            "these, or give those by --set"
+        )
     return PreparedStore.open(home.resolve(prepared.folder))
+
+
+def differences(settings: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """Where ``settings`` of earlier work are not the recipe's; what only one of them has is not compared."""
+    then, now = _flat("data", settings), _flat("data", results_only(recipe.data, "affects_prepared"))
+    keys = sorted(key for key in then.keys() & now.keys() if then[key] != now[key])
+    return [f"{key}: {then[key]} there, {now[key]} in the recipe" for key in keys]
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    """Nested settings by dotted names."""
+    if not isinstance(value, Mapping):
+        return {name: value}
+    return {key: found for part in value for key, found in _flat(f"{name}.{part}", value[part]).items()}
 
 
 def live_plugin(recipe: Recipe, purpose: Purpose, input_shape: tuple[int, ...] | None = None) -> Modality[Any]:

@@ -10,7 +10,7 @@ from core.config import FinetuneConfig, TaskKind
 from core.errors import UserError
 from core.modality import Batch
 from core.model.heads import Classifier
-from core.model.objective import Objective
+from core.model.objective import Facts, Objective
 from core.tasks import Task
 
 
@@ -27,33 +27,32 @@ class ClassifierObjective(Objective):
         self._mix = _mixing(config, task)
         self.register_buffer("_weights", class_weights, persistent=False)
 
-    def forward(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Facts]:
         """Loss of a micro-batch (a scalar on the device)."""
         if batch.target is None:
             raise ValueError("fine-tuning met a sample without a label")
-        x, target, smoothing = batch.x, batch.target, self._smoothing
+        x, target, valid, smoothing = batch.x, batch.target, batch.valid, self._smoothing
         if batch.mixed is not None:
             if self._mix is not None:
-                raise UserError("samples would be mixed twice: by the plugin, and by finetune.mixup or finetune.cutmix")
+                raise UserError(
+                    "samples would be mixed twice: set finetune.mixup and finetune.cutmix to 0, or the plugin's mixing"
+                )
             target = self._task.mixed(target, batch.mixed)
         if self._mix is not None:
             x, target = self._mix(x, target)  # Smooths the labels as well.
             smoothing = 0.0
-        logits = self.model.classify(x, batch.valid)
+            # A sample is mixed with the one as far from the other end of the batch.
+            valid = None if valid is None else valid | valid.flip(0)
+        logits = self.model.classify(x, valid)
         weights: Tensor | None = self._weights  # type: ignore[assignment]
         return self._task.loss(logits, target, weights=weights, smoothing=smoothing), {}
 
 
 def _mixing(config: FinetuneConfig, task: Task) -> Any:
-    """Timm's mixup and cutmix, or None; timm draws from NumPy's global generator, which the trainer seeds per step.
-
-    Raises:
-        UserError: if the task is not single-label.
-    """
+    """Timm's mixup and cutmix, or None; timm draws from NumPy's global generator, which the trainer seeds per step."""
     if config.mixup == 0 and config.cutmix == 0:
         return None
-    if task.kind is not TaskKind.SINGLE:
-        raise UserError(f"finetune.mixup and finetune.cutmix are for single_label tasks, this one is {task.kind}")
+    assert task.kind is TaskKind.SINGLE, "other recipes are refused"
     return Mixup(
         mixup_alpha=config.mixup,
         cutmix_alpha=config.cutmix,

@@ -22,7 +22,7 @@ from core.data.loading import MicroBatches, TrainViews, to_device, train_loader,
 from core.data.seeds import seed_of, torch_rng
 from core.errors import StageError, Stopped
 from core.modality import Modality, SampleBatch, Stats
-from core.model.objective import Objective
+from core.model.objective import Facts, Objective
 from core.tracking import Tracker
 from core.training import checkpoint
 from core.training.devices import choose_attention
@@ -111,7 +111,7 @@ class Trainer:
         self.optimizer = adamw(groups, job.config)
         self.steps_done = 0
         self.best_value: float | None = None
-        self.facts: dict[str, float] = {}
+        self.facts: Facts = {}
         """What the objective last told of its batch."""
         self._loss = _Meter(torch.zeros((), device=job.device))
         self._epoch_loss = _Meter(torch.zeros((), device=job.device))
@@ -140,7 +140,7 @@ class Trainer:
         self._epoch_loss.count += accumulate
         self._update()
 
-    def _forward(self, step: int, index: int, samples: SampleBatch) -> tuple[Tensor, dict[str, float]]:
+    def _forward(self, step: int, index: int, samples: SampleBatch) -> tuple[Tensor, Facts]:
         job = self.job
         torch.manual_seed(seed_of(job.seed, "step", step, index))  # Stochastic depth draws from torch's own generator,
         np.random.seed(seed_of(job.seed, "mix", step, index) % 2**32)  # noqa: NPY002 - and timm's mixup from NumPy's.
@@ -217,7 +217,8 @@ class Trainer:
                 f"{job.name}: the gradients of all steps up to {done} since the last report were not finite; "
                 f"lower {job.name}.base_lr, set {job.name}.clip_grad, or use precision float32"
             )
-        values = {"loss": loss, "lr": job.schedule.lr(done - 1), "grad_norm": float(self._norm), **self.facts}
+        values = {"loss": loss, "lr": job.schedule.lr(done - 1), "grad_norm": float(self._norm)}
+        values |= {key: float(value) for key, value in self.facts.items()}
         if skipped := self._bad.item():
             job.tracker.note(f"{job.name}: {skipped:.0f} steps up to {done} skipped for non-finite gradients")
         job.tracker.metrics(

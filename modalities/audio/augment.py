@@ -12,11 +12,21 @@ def gain(waves_BS: Tensor, most_db: float, rng: torch.Generator) -> Tensor:
     return waves_BS * torch.pow(10.0, level / 20)[:, None]
 
 
-def add_noise(waves_BS: Tensor, share: float, below_db: tuple[float, float], rng: torch.Generator) -> Tensor:
-    """White noise in a ``share`` of the samples, drawn to lie ``below_db`` (least, most) decibels under each."""
+def add_noise(
+    waves_BS: Tensor,
+    share: float,
+    below_db: tuple[float, float],
+    rng: torch.Generator,
+    length_B: Tensor | None = None,
+) -> Tensor:
+    """White noise in a ``share`` of the samples, drawn to lie ``below_db`` (least, most) decibels under each.
+
+    ``length_B`` is how many of its values sound, where the rest is padding.
+    """
     low, high = below_db
     below = low + (high - low) * _uniform(waves_BS, rng)
-    level = waves_BS.square().mean(1).sqrt() * torch.pow(10.0, -below / 20)
+    power = waves_BS.square().sum(1) / (waves_BS.shape[1] if length_B is None else length_B)
+    level = power.sqrt() * torch.pow(10.0, -below / 20)
     level = torch.where(_uniform(waves_BS, rng) < share, level, 0.0)
     noise = torch.randn(waves_BS.shape, generator=rng, device=waves_BS.device)
     return waves_BS + noise * level[:, None]
@@ -30,7 +40,7 @@ def mixup(waves_BS: Tensor, probability: float, beta: int, rng: torch.Generator)
     count, device = len(waves_BS), waves_BS.device
     partner = torch.randperm(count, generator=rng, device=device)
     numbers = torch.rand((count, 2 * beta - 1), generator=rng, device=device)
-    share = numbers.median(dim=1).values
+    share = numbers.sort(dim=1).values[:, beta - 1]  # `median` has no deterministic form on CUDA.
     share = torch.where(_uniform(waves_BS, rng) < probability, share, 1.0)
     mixed = waves_BS * share[:, None] + waves_BS[partner] * (1 - share[:, None])
     return mixed, Mixed(partner, share)

@@ -10,6 +10,8 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 SHORTEST = 0.1
 """Seconds below which nothing can be heard in a recording, let alone learned."""
+FLAC_ANY_RATE = 65_535
+"""Samples per second above which FLAC streams hold whole multiples of ten only."""
 
 
 class SpectrogramConfig(Config):
@@ -59,15 +61,21 @@ class AugmentConfig(Config):
     noise: Fraction = 0.0
     """Probability that white noise is added."""
     noise_db: tuple[float, float] = (10.0, 40.0)
-    """How far the noise stays below the clip, in decibels."""
+    """How far the noise stays below the clip, in decibels: least and most."""
     mixup: Fraction = 0.0
     """Probability that a waveform is mixed with another of its batch, and its target with it; fine-tuning only."""
     mixup_beta: Annotated[int, Field(ge=1, le=64)] = 10
     """Shares are drawn from Beta(n, n)."""
     time_mask: Fraction = 0.0
-    """Largest share of the frames that one band of silence covers (SpecAugment)."""
+    """Largest share of the frames that are left out, in one piece (SpecAugment)."""
     band_mask: Fraction = 0.0
-    """Largest share of the frequency bands that is left out (SpecAugment)."""
+    """Largest share of the frequency bands that are left out, in one piece (SpecAugment)."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "AugmentConfig":
+        if self.noise_db[0] > self.noise_db[1]:
+            raise ValueError(f"noise_db {self.noise_db}: the least comes first")
+        return self
 
 
 class AudioSettings(PluginSettings):
@@ -95,17 +103,27 @@ class AudioSettings(PluginSettings):
     @model_validator(mode="after")
     def _fits(self) -> "AudioSettings":
         check_patches(self.size, self.patch)
-        spectrum = self.spectrogram
-        if (spectrum.high_hz or self.rate / 2) > self.rate / 2:
-            raise ValueError(f"spectrogram.high_hz {spectrum.high_hz} is above half the rate of {self.rate} Hz")
-        if spectrum.low_hz >= (spectrum.high_hz or self.rate / 2):
-            raise ValueError(f"spectrogram.low_hz {spectrum.low_hz} is not below the upper edge")
-        if spectrum.window_ms * self.rate < 16_000 or spectrum.shift_ms * self.rate < 1000:
-            raise ValueError(f"spectrogram: frames of {spectrum.window_ms} ms are too short at {self.rate} Hz")
-        if self.refuse.shortest < spectrum.window_ms / 1000:
-            raise ValueError(
-                f"refuse.shortest {self.refuse.shortest} s is less than a frame of {spectrum.window_ms} ms"
-            )
+        spectrum, rate = self.spectrogram, self.rate
+        high = spectrum.high_hz or rate / 2
+        window = spectrum.window_ms / 1000
+        rules = {
+            f"spectrogram.high_hz {high:g} is above half the rate of {rate} Hz": high > rate / 2,
+            f"spectrogram.low_hz {spectrum.low_hz:g} is not below the upper edge": spectrum.low_hz >= high,
+            f"spectrogram: frames of {spectrum.window_ms:g} ms are too short at {rate} Hz": window * rate < 16,
+            f"spectrogram.shift_ms {spectrum.shift_ms:g} is less than a sample": spectrum.shift_ms * rate < 1000,
+            f"spectrogram.shift_ms {spectrum.shift_ms:g} leaves gaps between frames of {spectrum.window_ms:g} ms": (
+                spectrum.shift_ms >= spectrum.window_ms
+            ),
+            f"size {self.size}: Kaldi's filters need 4 bands or more": spectrum.kind == "kaldi" and self.size[1] < 4,
+            f"refuse.shortest {self.refuse.shortest:g} s is less than a frame": self.refuse.shortest < window,
+            f"store.seconds {self.store.seconds:g} s is not twice a frame": self.store.seconds < 2 * window,
+            f"store.codec flac cannot hold {rate} samples per second; use pcm16": (
+                self.store.codec == "flac" and rate > FLAC_ANY_RATE and rate % 10 > 0
+            ),
+            "pretrain.mixup: there is nothing to mix in pretraining, which has no targets": self.pretrain.mixup > 0,
+        }
+        if broken := [rule for rule, violated in rules.items() if violated]:
+            raise ValueError("; ".join(broken))
         return self
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.data.packages import installed_in
+from core.errors import UserError
 
 PACKAGES = ("pretty_midi==0.2.11", "tinysoundfont==0.3.7")
 FONT = "pretty_midi/TimGM6mb.sf2"
@@ -37,11 +38,15 @@ def write(folder: Path) -> None:
     """Notes as WAV files by family, and their manifest.
 
     Raises:
-        UserError: if the packages cannot be fetched.
+        UserError: if the packages cannot be fetched, or do not run here.
     """
     with tempfile.TemporaryDirectory() as scratch:
         installed_in(Path(scratch), PACKAGES)
-        subprocess.run([sys.executable, "-m", "modalities.audio.notes", scratch, str(folder)], check=True)
+        command = [sys.executable, "-P", "-m", "modalities.audio.notes", scratch, str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UserError(f"the notes of {' '.join(PACKAGES)} could not be played: {last}")
 
 
 def play(packages: Path, folder: Path) -> None:

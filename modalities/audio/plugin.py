@@ -93,10 +93,11 @@ class AudioModality(Modality[AudioSettings]):
         if train and change.gain_db:
             waves = augment.gain(waves, change.gain_db, rng)
         if train and change.noise:
-            waves = augment.add_noise(waves, change.noise, change.noise_db, rng)
+            sounding = None if length is None else self.framing.samples(length)
+            waves = augment.add_noise(waves, change.noise, change.noise_db, rng, sounding)
         if train and change.mixup and self.purpose == "finetune":
             waves, mixed = augment.mixup(waves, change.mixup, change.mixup_beta, rng)
-            length = None if length is None else torch.maximum(length, length[mixed.partner])
+            length = None if length is None else _mixed_length(length, mixed)
         real = self._real(length)
         x = stats.normalise(self._spectrograms(waves, real))
         x = x if real is None else x.masked_fill(~real[:, None, :, None], 0.0)
@@ -132,6 +133,11 @@ class AudioModality(Modality[AudioSettings]):
         from modalities.audio.pictures import shown  # Drawing takes a while to import, and only pictures need it.
 
         return shown(x, self.framing, absolute=self.settings.spectrogram.centre == "none")
+
+
+def _mixed_length(length_B: Tensor, mixed: Mixed) -> Tensor:
+    """(B,) frames that sound: of what was mixed, as many as of its longer part."""
+    return torch.where(mixed.share < 1, torch.maximum(length_B, length_B[mixed.partner]), length_B)
 
 
 def roll(wave: NDArray[np.int16], rng: np.random.Generator) -> None:

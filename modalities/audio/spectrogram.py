@@ -5,8 +5,11 @@ window, pre-emphasis, no dither, power, natural logarithm), which works clip by 
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +27,9 @@ CHUNK = 2**18
 """Values of filled frames that a CPU works on at once: more would leave its caches."""
 AT_ONCE = 16
 """Bands that a CPU sums up at once."""
+
+
+Count = TypeVar("Count", int, Tensor)
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,8 @@ class Framing:
         """Whole frames in a waveform of ``samples``."""
         return max(0, 1 + (samples - self.window) // self.shift)
 
-    def samples(self, frames: int) -> int:
-        """Samples that ``frames`` frames need."""
+    def samples(self, frames: Count) -> Count:
+        """Samples that ``frames`` frames need; a number, or a tensor of them."""
         return (frames - 1) * self.shift + self.window
 
 
@@ -97,13 +103,25 @@ def _energies(waves_BS: Tensor, framing: Framing) -> Tensor:
 def _banded(power_BTF: Tensor, framing: Framing) -> Tensor:
     """Sums of the spectrum under each filter: (B, frames, points / 2 + 1) to (B, frames, bands)."""
     if power_BTF.device.type != "cpu":
-        return power_BTF @ filters(framing, power_BTF.device)
+        with _all_digits():
+            return power_BTF @ filters(framing, power_BTF.device)
     # All but one in fifty of the weights are zero: a few bands at a time need only the points below them.
     flat = power_BTF.flatten(0, 1)
     bands = flat.new_empty(len(flat), framing.bands)
     for part, (points, weights) in zip(torch.split(bands, AT_ONCE, dim=1), _narrow_filters(framing), strict=True):
         torch.mm(flat[:, points], weights, out=part)
     return bands.view(*power_BTF.shape[:2], framing.bands)
+
+
+@contextmanager
+def _all_digits() -> Iterator[None]:
+    """Products with all 24 bits, also where training lets CUDA round to TF32."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 @lru_cache(maxsize=16)

@@ -1,6 +1,7 @@
 """Sound through the stages: other lengths than the checkpoint's, and several labels per recording."""
 
 import csv
+import re
 import sys
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from sklearn.metrics import average_precision_score
 
 from core import recipes
 from core.data.store import PreparedStore
+from core.errors import StageError
 from core.model.mae import Encoder
 from core.model.patches import PatchSpec
 from core.stages.evaluate import predict_views
 from core.stages.finetune import Labelled
 from core.stages.work import encoder_weights, live_plugin, spec_of, stats_on
 from core.tasks import Task
+from core.tracking import NullTracker
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_stages import Home4
@@ -113,6 +116,28 @@ def test_several_labels_per_recording_are_learned_and_scored_as_scikit_learn_sco
     assert report.metrics["eval/map"] > float(truth.mean()) + 0.2
     assert set(names) == set(task.classes)
     assert report.metrics["eval/d_prime"] > 0
+
+
+def test_recordings_so_short_that_nothing_is_hidden_are_refused_and_shorter_inputs_taken(tmp_path):
+    source = write(tmp_path, lambda n: [["low", "high"][n % 2]], (0.5, 1.0), 24)
+    recipe = recipes.load("audio/demo", SMALL)
+    at = Home4(tmp_path / "home")
+    data = at.run("prepare", "d", recipe, str(source))
+    with pytest.raises(StageError, match=r"masks hide 0% of them where 51% was asked for.*pretrain.input_shape"):
+        at.run("pretrain", "long", recipe, [(data, 1.0)], None)
+    notes, ratios, seen = [], [], NullTracker()
+    seen.note = notes.append
+    seen.metrics = lambda step, values: ratios.append(values.get("pretrain/mask_ratio"))
+    half = recipes.load("audio/demo", [*SMALL, "pretrain.input_shape=[144, 16]", "compute.log_every=1"])
+    at.run("pretrain", "half", half, [(data, 1.0)], None, tracker=seen)
+    (realised,) = re.findall(r"masks hide (\d+)% of them where 56% was asked for", "".join(notes))
+    assert 5 < int(realised) < 28
+    ratios = [ratio for ratio in ratios if ratio is not None]
+    assert ratios == pytest.approx([int(realised) / 100] * len(ratios), abs=0.15)
+    assert ratios
+    quarter = recipes.load("audio/demo", [*SMALL, "pretrain.input_shape=[48, 16]"])
+    at.run("pretrain", "short", quarter, [(data, 1.0)], None, tracker=seen)
+    assert len(notes) == 1
 
 
 def _model(at, tuned, task):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from core.errors import UserError
 from core.records import write_record
 from core.stages import stage_function
 from core.stages.work import Work
+from core.tracking import NullTracker
 from core.workspace import Home
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -29,10 +31,10 @@ class Home4:
     def __init__(self, root):
         self.home = Home.create(root)
 
-    def run(self, stage, digest, *inputs):
+    def run(self, stage, digest, *inputs, tracker=None):
         folder = self.home.stage(stage, digest)
         folder.partial.mkdir(parents=True)
-        record = stage_function(stage)(*inputs, Work(self.home, digest, folder.partial))
+        record = stage_function(stage)(*inputs, Work(self.home, digest, folder.partial, tracker or NullTracker()))
         write_record(record, folder.partial)
         folder.finish()
         return record
@@ -105,7 +107,6 @@ def test_six_channels_learned_positions_no_class_token_and_another_size_for_tuni
 
 def test_a_plugins_own_mask_is_the_one_that_hides(tmp_path, monkeypatch):
     from core.model.masking import split_by_score
-    from core.tracking import NullTracker
     from modalities.image.plugin import ImageModality
 
     def half(self, config):
@@ -164,3 +165,28 @@ def test_what_only_meets_the_plugins_geometry_in_pretraining_is_the_requests_fau
     data = at.run("prepare", "d", recipe, str(manifest(tmp_path, lambda red, _: "warm" if red > 127 else "cold", 30)))
     with pytest.raises(UserError, match=message):
         at.run("pretrain", "e", recipe, [(data, 1.0)], data)
+
+
+def test_data_prepared_with_other_settings_are_refused_by_every_stage(tmp_path):
+    recipe = recipes.load("image/tiny", SMALL)
+    at = Home4(tmp_path / "home")
+    data = at.run("prepare", "d", recipe, str(manifest(tmp_path, lambda red, _: "warm" if red > 127 else "cold", 40)))
+    encoder = at.run("pretrain", "e", recipe, [(data, 1.0)], data)
+    tuned = at.run("finetune", "t", recipe, encoder, data)
+    other = recipes.load("image/tiny", [*SMALL, "data.size=[24, 24]"])
+    harmless = recipes.load("image/tiny", [*SMALL, "data.finetune.erasing=0.5"])
+    message = re.escape("data.size: [16, 16] there, [24, 24] in the recipe")
+    for stage, *inputs in (
+        ("pretrain", [(data, 1.0)], None),
+        ("finetune", encoder, data),
+        ("evaluate", encoder, tuned, data),
+    ):
+        with pytest.raises(UserError, match=message):
+            at.run(stage, f"other-{stage}", other, *inputs)
+    at.run("finetune", "again", harmless, encoder, data)
+    notes = []
+    seen = NullTracker()
+    seen.note = notes.append
+    elsewhere = encoder.model_copy(update={"settings": other.data.model_dump(mode="json")})
+    at.run("finetune", "elsewhere", recipe, elsewhere, data, tracker=seen)
+    assert "data.size: [24, 24] there, [16, 16] in the recipe" in "".join(notes)

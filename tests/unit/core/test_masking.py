@@ -126,6 +126,22 @@ def test_padding_never_takes_a_place_from_real_patches(frames, bands, ratio, see
         assert int(valid[row, mask.keep_BK[row]].sum()) == min(keep, length * bands)
 
 
+def test_what_padding_leaves_room_for_is_shown_anywhere():
+    valid = lengths(*[16] * 400, grid=(32, 4))
+    config = MaskConfig(kind="axes", ratios=(0.7, 0.3))
+    mask = sampler(config, (32, 4))(400, rng(), valid)
+    shown = torch.zeros(400, 128).scatter(1, mask.keep_BK, 1.0).view(400, 32, 4).mean(dim=(0, 2))
+    assert (shown[16:] == 0).all()
+    assert (shown[:16] - shown[:16].mean()).abs().max() < 0.12
+
+
+def test_the_realised_ratio_is_that_of_real_patches():
+    valid = lengths(16, 6, 2)
+    mask = sampler(MaskConfig(ratio=0.75), (16,))(3, rng(), valid)
+    assert float(mask.realised(valid)) == pytest.approx((12 + 2 + 0) / 24)
+    assert mask.realised(None) == mask.ratio == 0.75
+
+
 @pytest.mark.parametrize("kind", ["random", "axis"])
 def test_a_decoder_that_looks_at_some_hidden_patches_looks_at_real_ones(kind):
     valid = lengths(14, 11)

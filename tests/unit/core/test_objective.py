@@ -3,13 +3,15 @@
 import pytest
 import torch
 
-from core.config import DecoderConfig, MaskConfig, ModelConfig, NormPix, PretrainConfig
+from core.config import DecoderConfig, FinetuneConfig, MaskConfig, ModelConfig, NormPix, PretrainConfig, TaskConfig
 from core.modality import Batch, Stats
 from core.model.heads import Classifier
 from core.model.mae import Encoder, MaskedAutoencoder
 from core.model.masking import Mask, running_cells, sampler
 from core.model.objective import MaskedObjective, PixelTarget, reconstruction_loss
 from core.model.patches import PatchSpec
+from core.tasks import Task, encode_targets
+from core.training.classification import ClassifierObjective
 
 SPECS = [
     PatchSpec(2, (32,), (4,)),
@@ -100,6 +102,18 @@ def test_padding_changes_nothing_the_encoder_says_of_real_patches():
     valid = torch.tensor([[True] * 4 + [False] * 4])
     assert torch.allclose(encoder.features(x, valid), encoder.features(noisy, valid), atol=1e-5)
     assert not torch.allclose(encoder.features(x), encoder.features(noisy), atol=1e-2)
+
+
+def test_a_sample_that_is_mixed_with_a_longer_one_is_as_long():
+    spec = PatchSpec(1, (32,), (4,))
+    target, _ = encode_targets(["a", "b"], TaskConfig())
+    task, seen = Task.of(target), []
+    model = Classifier(spec, SMALL, 2, "mean")
+    model.classify = lambda x, valid: seen.append(valid) or torch.zeros(len(x), 2, requires_grad=True)
+    batch = Batch(torch.randn(2, 1, 32), torch.tensor([0, 1]), torch.arange(8) < torch.tensor([[8], [3]]))
+    for mixup, lengths in ((0.0, [8, 3]), (1.0, [8, 8])):
+        ClassifierObjective(model, task, FinetuneConfig(mixup=mixup), None)(batch, rng())
+        assert seen.pop().sum(1).tolist() == lengths
 
 
 def test_several_masks_enlarge_the_batch_inside():

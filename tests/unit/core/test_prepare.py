@@ -477,3 +477,13 @@ def test_labels_that_do_not_suit_the_task_are_named(tmp_path):
     write(tmp_path / "source", 10)
     with pytest.raises(UserError, match="regression task met the label 'c0'"):
         run(tmp_path / "source", tmp_path / "home", task=TaskConfig(kind="regression"))
+
+
+def test_readers_leave_the_processors_to_each_other():
+    code = (
+        "import os\nfrom core.data.readers import _start\n_start(os.getppid())\n"
+        "import torch\nprint(torch.get_num_threads())"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["1"]

@@ -30,11 +30,13 @@ def test_every_packaged_recipe_loads_and_says_what_it_is(name):
         ("pretrain.micro_batch=7", ["multiple of micro_batch"]),
         ("epochs", ["key.key=value"]),
         ("seed.x=1", ["seed", "not a group"]),
+        ("task.kind=multi_label + finetune.mixup=0.8", ["for single_label tasks", "set both to 0"]),
+        ("task.kind=regression + finetune.sampling=balanced", ["needs classes"]),
     ],
 )
 def test_mistakes_name_the_key_and_the_way_out(override, words):
     with pytest.raises(UserError) as caught:
-        recipes.load("image/tiny", [override])
+        recipes.load("image/tiny", override.split(" + "))
     for word in words:
         assert word in str(caught.value)
 

@@ -41,6 +41,26 @@ def test_every_patch_stands_in_one_window_of_any_grid(grid, window):
         assert torch.equal(partition.order.flatten()[partition.inverse], torch.arange(count))
 
 
+@pytest.mark.parametrize(
+    ("grid", "window", "shift"), [((12,), (4,), (1,)), ((12,), (4,), (3,)), ((12, 6), (6, 3), (2, 1))]
+)
+def test_shifted_windows_are_those_of_a_cyclic_shift_without_what_comes_round(grid, window, shift):
+    """Swin rolls the grid back by the shift, cuts it, and lets only patches attend that were neighbours before."""
+    count = torch.Size(grid).numel()
+    numbers = torch.arange(count).view(grid)
+    places = torch.stack(torch.meshgrid(*map(torch.arange, grid), indexing="ij"), dim=-1).view(-1, len(grid))
+    moved = torch.roll(places.view(*grid, -1), [-s for s in shift], dims=list(range(len(grid)))).view(-1, len(grid))
+    order = torch.roll(numbers, [-s for s in shift], dims=list(range(len(grid)))).flatten()
+    together = (places // torch.tensor(window)).tolist()
+    round_ = (moved < torch.tensor(shift)).tolist()
+    expected = {}
+    for patch, *key in zip(order.tolist(), map(tuple, together), map(tuple, round_), strict=True):
+        expected.setdefault(tuple(key), set()).add(patch)
+    partition = WindowedBlocks(grid, window, shift).partitions[1]
+    found = [set(row[row < count].tolist()) for row in partition.order]
+    assert sorted(map(sorted, filter(None, found))) == sorted(map(sorted, expected.values()))
+
+
 def test_what_is_padding_or_absent_changes_nothing():
     torch.manual_seed(0)
     spec = PatchSpec(1, (8, 4), (1, 1))

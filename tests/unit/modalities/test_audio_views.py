@@ -166,7 +166,7 @@ def test_waves_are_mixed_as_the_targets_are_told_to_be():
 
 
 def test_only_fine_tuning_mixes_and_a_mixture_is_as_long_as_the_longer_part():
-    change = {"finetune": {"mixup": 1.0}, "pretrain": {"mixup": 1.0}}
+    change = {"finetune": {"mixup": 1.0}}
     assert batch(plugin("pretrain", **change), [1.0, 0.2]).mixed is None
     made = batch(plugin("finetune", **change), [1.0, 0.2] * 4)
     assert batch(plugin("finetune", **change), [1.0, 0.2], train=False).mixed is None
@@ -175,6 +175,26 @@ def test_only_fine_tuning_mixes_and_a_mixture_is_as_long_as_the_longer_part():
     alone = torch.tensor([8, 6] * 4)
     assert torch.equal(patches, torch.maximum(alone, alone[partner]))
     assert made.target.tolist() == list(range(8))
+
+
+def test_what_is_not_mixed_keeps_its_own_length():
+    made = batch(plugin("finetune", finetune={"mixup": 0.4}), [1.0, 0.2] * 12)
+    own = made.mixed.share == 1
+    assert 6 < own.sum() < 22
+    alone = torch.tensor([8, 6] * 12)
+    expected = torch.where(own, alone, torch.maximum(alone, alone[made.mixed.partner]))
+    assert torch.equal(made.valid.sum(1), expected)
+    assert (made.valid.sum(1)[own] == 6).any()
+
+
+def test_noise_is_measured_against_what_sounds():
+    wave = torch.sin(torch.arange(16_000) / 7.0)
+    wave[4000:] = 0
+    waves = wave.repeat(50, 1)
+    noise = augment.add_noise(waves, 1.0, (20.0, 20.0), rng(), torch.full((50,), 4000)) - waves
+    below = 20 * torch.log10(wave[:4000].square().mean().sqrt() / noise.square().mean(1).sqrt())
+    assert below.min() > 19.5
+    assert below.max() < 20.5
 
 
 @pytest.mark.parametrize("axis", [2, 3])
