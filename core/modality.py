@@ -6,8 +6,9 @@ clip, still compact; `features` and `batch` run on the device, for a whole batch
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from core.config import MaskConfig, PluginInfo, PluginSettings
@@ -48,6 +49,8 @@ class Item:
     """Bytes of the file."""
     mtime_ns: int = 0
     """Time of its last change."""
+    parts: tuple[str, ...] = ()
+    """Absolute paths of all files of an item that is made of many, as a series of slices; ``path`` is the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +160,10 @@ class Modality(ABC, Generic[SettingsT]):
     """The plugin's entry in the registry."""
     read_apart: ClassVar[bool] = False
     """Whether a bad file may crash or hang `read`: it then always runs in processes other than the stage's own."""
+    secret: bytes = b""
+    """Key for `core.data.private.pseudonym`; set by the engine where ``info.private``, and never to be shown."""
+    noticed: Mapping[str, int] = MappingProxyType({})
+    """What `discover` has to say of a source beside its items, such as files passed over: numbers by kind."""
 
     def __init__(
         self, settings: SettingsT, purpose: Purpose = "pretrain", input_shape: tuple[int, ...] | None = None

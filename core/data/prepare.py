@@ -16,9 +16,10 @@ from core.data import shards
 from core.data.card import SHOWN, write_card
 from core.data.facts import Facts, gather, unreadable_of
 from core.data.folder import describe_for_datasets, link_shards, write_index
+from core.data.private import hidden_items, remember_items, without_names
 from core.data.readers import Readers
 from core.data.shards import Result, Unit
-from core.data.sources import kind_of
+from core.data.sources import kind_of, unnamed
 from core.data.statistics import measure
 from core.data.store import PreparedStore
 from core.errors import StageError, UserError
@@ -49,7 +50,9 @@ def prepare(
         StageError: if too few files can be read.
         Stopped: if asked to stop.
     """
-    items = [_with_public_names(item) for item in plugin.discover(source)]
+    items = _items(plugin, source)
+    if plugin.info.private:
+        remember_items(home, digest, items)
     folder = home.root / "prepared" / "shards"
     folder.mkdir(exist_ok=True)
     _clear(workdir, folder)
@@ -67,11 +70,24 @@ def prepare(
     return _record(recipe, plugin, home, digest, facts, statistics)
 
 
+def _items(plugin: Modality[Any], source: str) -> list[Item]:
+    """The items of ``source`` under names that may stand anywhere."""
+    private = plugin.info.private
+    try:
+        with unnamed(private):
+            found = list(plugin.discover(source))
+    except UserError as error:
+        if not private:
+            raise
+        raise UserError(without_names(str(error), [source], "(hidden)")) from None
+    return [_with_public_names(item) for item in (hidden_items(found, plugin.secret) if private else found)]
+
+
 def _with_public_names(item: Item) -> Item:
     """The item with a key and a label that any file can hold: names on disk need not be UTF-8."""
 
     def clean(name: Any) -> Any:
-        if not isinstance(name, str):
+        if not isinstance(name, str) or name.isascii():
             return name
         return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 

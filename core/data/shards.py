@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from core.config import results_only
+from core.data.private import hidden_records, without_names
 from core.data.sources import listing
 from core.modality import Item, Modality, Record, Unreadable
 from core.processes import ends_after
@@ -108,7 +109,17 @@ def plan(items: Sequence[Item], plugin: Modality[Any], shard_items: int) -> list
 
 
 def _identity(item: Item, shared: bool) -> list[Any]:
-    return [item.key, item.row, item.target, item.group, item.split, item.size, item.mtime_ns, shared]
+    own = [item.key, item.row, item.target, item.group, item.split, item.size, item.mtime_ns, shared]
+    return [*own, [_state(part) for part in item.parts]] if item.parts else own
+
+
+def _state(path: str) -> tuple[int, int]:
+    """Bytes and modification time in ns; -1 and 0 for what is not there."""
+    try:
+        facts = Path(path).stat()
+    except OSError:
+        return -1, 0
+    return facts.st_size, facts.st_mtime_ns
 
 
 def _container(path: str) -> str:
@@ -188,7 +199,7 @@ def run_unit(
                 with ends_after(seconds, mark.file):
                     records, contents = read_item(item, plugin, shared=item.path in unit.shared)
             except Unreadable as reason:
-                result.unreadable.append((item.key, _without_path(str(reason), item)))
+                result.unreadable.append((item.key, _without_path(str(reason), item, plugin)))
                 continue
             out.add(records)
             result.rows += [
@@ -215,37 +226,44 @@ def read_item(item: Item, plugin: Modality[Any], *, shared: bool = False) -> tup
             raise Unreadable("nothing in it")  # noqa: TRY301 - goes through the same door as the plugin's own
         if len(records) > 1:
             records = [record if record.group is not None else replace(record, group=item.key) for record in records]
-        return records, _contents(item, records, shared)
+        if plugin.secret:
+            records = hidden_records(item, records, plugin.secret)
+        return records, _contents(item, records, shared, plugin.secret)
     except Unreadable:
         raise
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        raise Unreadable(f"unforeseen {type(error).__name__} in {where.name}: {error}") from error
+        text = f"unforeseen {type(error).__name__} in {where.name}"
+        # Libraries quote paths and contents.
+        raise Unreadable(text if plugin.info.private else f"{text}: {error}") from error
 
 
-def _contents(item: Item, records: Sequence[Record], shared: bool) -> list[str]:
+def _contents(item: Item, records: Sequence[Record], shared: bool, secret: bytes) -> list[str]:
     """SHA-256 of the file, or of the payloads where the item is a part of it; several records are numbered.
 
-    Not their own payloads: the silence in one recording is not a copy of the silence in another.
+    Not their own payloads: the silence in one recording is not a copy of the silence in another. The ``secret`` of
+    private sources goes before: a name that stands in a file could else be guessed by its hash.
     """
-    whole = _content(item, records, shared)
+    whole = _content(item, records, shared, secret)
     if len(records) == 1:
         return [whole]
     return [hashlib.sha256(f"{whole}#{number}".encode()).hexdigest() for number in range(len(records))]
 
 
-def _content(item: Item, records: Sequence[Record], shared: bool) -> str:
-    if not shared and item.row is None and Path(item.path).is_file():
+def _content(item: Item, records: Sequence[Record], shared: bool, secret: bytes) -> str:
+    if not shared and item.row is None and not item.parts and Path(item.path).is_file():
         with Path(item.path).open("rb") as source:
-            return hashlib.file_digest(source, "sha256").hexdigest()
-    hasher = hashlib.sha256()
+            return hashlib.file_digest(source, lambda: hashlib.sha256(secret)).hexdigest()
+    hasher = hashlib.sha256(secret)
     for record in records:
         hasher.update(record.payload)
     return hasher.hexdigest()
 
 
-def _without_path(text: str, item: Item) -> str:
-    """Reasons are public; where the file lies, and a private source's file name, are not."""
+def _without_path(text: str, item: Item, plugin: Modality[Any]) -> str:
+    """Reasons are public; where the file lies, and the names of a private source or of many parts, are not."""
+    if plugin.info.private or item.parts:
+        return without_names(text, (item.path, *item.parts), item.key)
     for secret in (item.path, os.path.realpath(item.path), Path(item.path).name):
         if secret and secret not in item.key:
             text = text.replace(secret, item.key)

@@ -9,6 +9,8 @@ flow side asks for a source's identity, too.
 import csv
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,27 @@ SPLITS: dict[str, Split] = {"train": "train", "val": "val", "valid": "val", "val
 TABLES = frozenset({".csv", ".parquet"})
 Sniff = Callable[[str], bool]
 """Whether the file at a path looks like one of the plugin's, by its first bytes."""
+_UNNAMED: ContextVar[bool] = ContextVar("unnamed", default=False)
+
+
+@contextmanager
+def unnamed(private: bool = True) -> Iterator[None]:
+    """Within, where a source is ``private``, errors of this module hold no path and nothing out of files."""
+    token = _UNNAMED.set(private)
+    try:
+        yield
+    finally:
+        _UNNAMED.reset(token)
+
+
+def _called(source: str, what: str = "source") -> str:
+    """A source in an error's text."""
+    return f"the {what}" if _UNNAMED.get() else f"{what} {source}"
+
+
+def _aside(text: str) -> str:
+    """Part of an error's text that quotes names or contents."""
+    return "" if _UNNAMED.get() else text
 
 
 def kind_of(source: str) -> str:
@@ -32,14 +55,14 @@ def kind_of(source: str) -> str:
     """
     path = Path(source)
     if not path.exists():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() and not _UNNAMED.get() else []
         near = get_close_matches(path.name, siblings, n=1)
         hint = (
             f"; did you mean {near[0]!r}?"
             if near
             else "; give a folder, a .csv or .parquet manifest, or a saved dataset"
         )
-        raise UserError(f"source {source} does not exist{hint}")
+        raise UserError(f"{_called(source)} does not exist{hint}")
     if path.is_dir():
         saved = any((path / name).exists() for name in ("dataset_dict.json", "state.json"))
         return "huggingface" if saved else "folder"
@@ -58,7 +81,7 @@ def check_kind(source: str, modality: str, kinds: Sequence[str]) -> None:
     if kind == "file" and Path(source).suffix.lower() in TABLES and "manifest" in kinds:
         _table(source)  # Says which column is missing, or that the table cannot be read.
     known = ", ".join(_KINDS.get(name, name) for name in kinds)
-    raise UserError(f"source {source} is {_KINDS[kind]}, which {modality!r} does not read; it reads {known}")
+    raise UserError(f"{_called(source)} is {_KINDS[kind]}, which {modality!r} does not read; it reads {known}")
 
 
 _KINDS = {
@@ -116,18 +139,20 @@ def discover(source: str, suffixes: frozenset[str], sniff: Sniff) -> list[Item]:
     else:  # A table that is no manifest is told so, with the columns it has.
         items = list(_in_dataset(source) if kind == "huggingface" else _in_manifest(source))
     if not items:
-        raise UserError(f"source {source} ({kind}) holds no item; looked for {', '.join(sorted(suffixes))}")
+        raise UserError(f"{_called(source)} ({kind}) holds no item; looked for {', '.join(sorted(suffixes))}")
     return sorted(items, key=lambda item: item.key)
 
 
 def load_row(item: Item) -> dict[str, Any]:
     """The row of a Hugging Face dataset behind ``item``, with media as ``{"bytes", "path"}``, not decoded."""
-    split = item.key.partition("/")[0]
-    data = _dataset(item.path).get(split)
-    assert data is not None
     assert item.row is not None
-    row: dict[str, Any] = data[item.row]
-    return row
+    number = item.row
+    for data in _dataset(item.path).values():
+        if number < len(data):
+            row: dict[str, Any] = data[number]
+            return row
+        number -= len(data)
+    raise IndexError(item.row)
 
 
 # --- folders --------------------------------------------------------------------------------------------------------
@@ -142,7 +167,7 @@ def _walk(source: str) -> Iterator[tuple[str, str]]:
             entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
         except OSError as error:
             if not prefix:
-                raise UserError(f"source {folder} cannot be listed: {error.strerror}") from None
+                raise UserError(f"{_called(folder)} cannot be listed: {error.strerror}") from None
             yield prefix.rstrip("/"), folder
             continue
         if prefix and not entries:
@@ -214,11 +239,13 @@ def _table(source: str) -> list[dict[str, Any]]:
         else:
             table = parquet.read_table(source)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"manifest {source} cannot be read: {str(error).splitlines()[0]}") from None
+        why = _aside(f": {str(error).splitlines()[0]}")
+        raise UserError(f"{_called(source, 'manifest')} cannot be read{why}") from None
     if "path" not in table.column_names:
         near = get_close_matches("path", table.column_names, n=1, cutoff=0.4)
-        hint = f"; is {near[0]!r} meant?" if near else ""
-        raise UserError(f"manifest {source} has no column 'path' (it has {', '.join(table.column_names)}){hint}")
+        hint = f" (it has {', '.join(table.column_names)})" + (f"; is {near[0]!r} meant?" if near else "")
+        # Without a line of names, the first line of data is taken for it.
+        raise UserError(f"{_called(source, 'manifest')} has no column 'path'{_aside(hint)}")
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
@@ -228,10 +255,11 @@ def _in_manifest(source: str) -> Iterator[Item]:
     for number, row in enumerate(_table(source), start=2):
         key = Path(str(row["path"])).as_posix()
         if key in seen:
-            raise UserError(f"manifest {source}, line {number}: {key!r} is listed twice")
+            name = _aside(f" {key!r}") or " its path"
+            raise UserError(f"{_called(source, 'manifest')}, line {number}:{name} is listed twice")
         seen.add(key)
         path = base / key
-        split = _split(row.get("split"), f"manifest {source}, line {number}")
+        split = _split(row.get("split"), f"{_called(source, 'manifest')}, line {number}")
         group = row.get("group")
         size, mtime = _facts(path)
         yield Item(
@@ -249,7 +277,7 @@ def _split(name: Any, where: str) -> Split | None:
     if name is None:
         return None
     if str(name) not in SPLITS:
-        raise UserError(f"{where}: split {name!r} is none of train, val, test")
+        raise UserError(f"{where}: split{_aside(f' {name!r}')} is none of train, val, test")
     return SPLITS[str(name)]
 
 
@@ -276,6 +304,7 @@ _OPEN: dict[str, dict[str, Any]] = {}
 
 
 def _in_dataset(source: str) -> Iterator[Item]:
+    before = 0  # Rows are counted through all splits, for a private source's keys do not tell theirs.
     for name, data in _dataset(source).items():
         columns = {c: data[c] for c in ("label", "labels", "target", "group") if c in data.column_names}
         labels = next((columns[c] for c in ("label", "labels", "target") if c in columns), None)
@@ -290,8 +319,9 @@ def _in_dataset(source: str) -> Iterator[Item]:
             yield Item(
                 f"{name}/{row:0{width}d}",
                 source,
-                row=row,
+                row=before + row,
                 target=target,
                 group=None if group is None else str(group),
                 split=SPLITS.get(name),
             )
+        before += len(data)

@@ -2,6 +2,7 @@
 
 from core.config import Recipe
 from core.data.prepare import prepare as prepare_data
+from core.data.private import secret_of
 from core.records import PreparedData
 from core.stages.work import Work, live_plugin
 
@@ -14,10 +15,13 @@ def prepare(recipe: Recipe, source: str, work: Work) -> PreparedData:
         StageError: if too little of it can be read.
         Stopped: if asked to stop; calling again continues.
     """
+    plugin = live_plugin(recipe, "evaluate")
+    if plugin.info.private:
+        plugin.secret = secret_of(work.home)
     return prepare_data(
         recipe,
         source,
-        plugin=live_plugin(recipe, "evaluate"),
+        plugin=plugin,
         home=work.home,
         workdir=work.folder,
         digest=work.digest,
