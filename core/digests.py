@@ -3,6 +3,8 @@
 Raise a stage's revision whenever its results change for the same recipe and inputs.
 """
 
+import hmac
+import json
 from collections.abc import Sequence
 
 from core.config import Recipe, results_only
@@ -22,10 +24,14 @@ def recipe_digest(recipe: Recipe) -> str:
     return digest_of("recipe", results_only(recipe))
 
 
-def prepare_digest(recipe: Recipe, listing: Listing) -> str:
-    """Folder name of ``recipe``'s preparation of the source with ``listing``."""
-    data = results_only(recipe.data, "affects_prepared")
-    return _digest("prepare", recipe, ["seed", "task", "prepare"], data, [list(row) for row in listing])
+def prepare_digest(recipe: Recipe, listing: Listing, secret: bytes = b"") -> str:
+    """Folder name of ``recipe``'s preparation of the source with ``listing``.
+
+    With the ``secret`` of private sources nobody else can test by it which files there are.
+    """
+    data, rows = results_only(recipe.data, "affects_prepared"), [list(row) for row in listing]
+    inputs = hmac.digest(secret, json.dumps(rows).encode(), "sha256").hex() if secret else rows
+    return _digest("prepare", recipe, ["seed", "task", "prepare"], data, inputs)
 
 
 def pretrain_digest(recipe: Recipe, data: Sequence[tuple[PreparedData, float]], labelled: PreparedData | None) -> str:

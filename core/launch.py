@@ -2,7 +2,8 @@
 
 It holds the stage's folder alone while it works, and watches its standard input: when that closes, its launcher is
 gone or wants it to stop, so it saves and ends. Exit codes: 0 the finished folder is there, 1 the work failed, 2 the
-request was wrong, 3 stopped after saving. What a person should know goes to standard output, a line each.
+request was wrong, 3 stopped after saving. What a person should know goes to standard output, a line each; where sources
+are private, nothing else does, since libraries quote names and contents in what they print.
 """
 
 import faulthandler
@@ -12,10 +13,12 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from core.errors import StageError, Stopped, UserError
+from core.data.private import resolve_source
+from core.errors import StageError, Stopped, UserError, discreet
 from core.recipes import resolve
 from core.records import AnyRecord, PreparedData, PretrainedEncoder, R, TunedModel, read_record, write_record
 from core.request import StageRequest
@@ -23,40 +26,67 @@ from core.tracking import JsonlTracker
 from core.workspace import Home, StageFolder, write_text
 
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 3
+DEBUG = "MAEFLOW_DEBUG"
+"""Set where errors show where they come from."""
 
 
 def main(arguments: list[str]) -> int:
     """Run the stage that the request file asks for; gives the exit code."""
     faulthandler.enable()
+    say, private = _Voice(), False
     stop = threading.Event()
     _stop_on_signals(stop)
     threading.Thread(target=_stop_when_closed, args=(stop,), daemon=True).start()
     try:
         request = StageRequest.model_validate_json(Path(arguments[0]).read_bytes())
-        run(request, stop)
+        if private := request.private:
+            say.alone()
+        run(request, stop, say)
     except (Stopped, InterruptedError) as saved:
-        print(f"stopped: {saved or 'while waiting'}", flush=True)
+        say(f"stopped: {saved or 'while waiting'}")
         return STOPPED
     except UserError as error:
-        return _complain(error, WRONG)
+        return _complain(error, str(error), WRONG, say)
     except StageError as error:
-        return _complain(error, FAILED)
+        return _complain(error, str(error), FAILED, say)
     except Exception as error:  # noqa: BLE001 - the last line of defence: one clear line, the rest in the log
-        return _complain(error, FAILED, unexpected=True)
+        text = discreet(error) if private else f"{type(error).__name__}: {error}"
+        return _complain(error, text, FAILED, say, trace=not private)
     return DONE
 
 
-def run(request: StageRequest, stop: threading.Event) -> None:
+class _Voice:
+    """Says lines on the standard output that this process was started with."""
+
+    def __init__(self) -> None:
+        self._out = sys.stdout
+
+    def __call__(self, line: str) -> None:
+        print(line, file=self._out, flush=True)
+
+    def alone(self) -> None:
+        """From now on nobody else is heard: not libraries, not warnings, not processes that this one starts."""
+        self._out = os.fdopen(os.dup(1), "w")
+        faulthandler.enable(self._out)  # Where it crashed is told in places of code.
+        if os.environ.get(DEBUG):
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+
+
+def run(request: StageRequest, stop: threading.Event, say: Callable[[str], None] = print) -> None:
     """Do the work unless its folder is already there; waits while another process does it."""
     home = Home.create(Path(request.home))
     folder = home.stage(request.stage, request.digest)
 
     def waiting(holder: str) -> None:
-        print(f"waiting: {request.stage} {request.digest} is being worked on by {holder}", flush=True)
+        say(f"waiting: {request.stage} {request.digest} is being worked on by {holder}")
 
     with folder.exclusive(waiting, stop.is_set):
         if folder.done:
-            print(f"reused: {request.stage} {request.digest} is already done", flush=True)
+            say(f"reused: {request.stage} {request.digest} is already done")
             return
         folder.partial.mkdir(parents=True, exist_ok=True)
         write_text(folder.partial / "request.json", request.model_dump_json(indent=1) + "\n")
@@ -82,7 +112,7 @@ def _stage(
 def _inputs(request: StageRequest, home: Home) -> tuple[Any, ...]:
     """What the stage's function takes between the recipe and the work."""
     if request.stage == "prepare":
-        return (_given(request.source, "source"),)
+        return (resolve_source(home, _given(request.source, "source")),)
     labelled = _record(home, request.labelled, PreparedData) if request.labelled else None
     if request.stage == "pretrain":
         return [(_record(home, given.folder, PreparedData), given.weight) for given in request.data], labelled
@@ -122,12 +152,11 @@ def _stop_when_closed(stop: threading.Event) -> None:
     stop.set()
 
 
-def _complain(error: Exception, code: int, *, unexpected: bool = False) -> int:
-    if unexpected or os.environ.get("MAEFLOW_DEBUG"):
-        traceback.print_exc()
-    kind = f"{type(error).__name__}: " if unexpected else ""
-    for line in f"{kind}{error}".splitlines():
-        print(f"error: {line}", flush=True)
+def _complain(error: Exception, text: str, code: int, say: Callable[[str], None], *, trace: bool = False) -> int:
+    if trace or os.environ.get(DEBUG):
+        traceback.print_exception(error)
+    for line in text.splitlines():
+        say(f"error: {line}")
     return code
 
 

@@ -81,6 +81,7 @@ def resolve(values: Mapping[str, Any], origin: str) -> Recipe:
         count = f"{len(lines)} errors" if len(lines) > 1 else "1 error"
         raise UserError(f"{count} in recipe {origin}:\n" + "\n".join(f"  {line}" for line in lines)) from None
     _check_task(recipe, origin)
+    _check_privacy(recipe, origin)
     return recipe
 
 
@@ -94,6 +95,15 @@ def _check_task(recipe: Recipe, origin: str) -> None:
         )
     if kind is TaskKind.REGRESSION and config.sampling == "balanced":
         raise UserError(f"recipe {origin}: finetune.sampling=balanced needs classes, a {kind} task has none")
+
+
+def _check_privacy(recipe: Recipe, origin: str) -> None:
+    """Refuse to divide people between training and testing, before anything is read."""
+    if recipe.prepare.divided_groups == "allow" and plugin_info(recipe.modality).private:
+        raise UserError(
+            f"recipe {origin}: prepare.divided_groups=allow is not for {recipe.modality!r}, whose groups are people: "
+            "figures would be too good; set it to refuse, or to regroup to move each group to where most of it is"
+        )
 
 
 def locate(reference: str) -> Path:

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from core.config import Config
+from core.registry import plugin_info
 
 StageName = Literal["prepare", "pretrain", "finetune", "evaluate"]
 STAGES: tuple[StageName, ...] = ("prepare", "pretrain", "finetune", "evaluate")
@@ -30,7 +31,7 @@ class StageRequest(Config):
     recipe: dict[str, Any]
     """The resolved recipe, in JSON form."""
     source: str | None = None
-    """What `prepare` reads: absolute path of a folder, manifest or dataset."""
+    """What `prepare` reads: absolute path of a folder, manifest or dataset; its public name where that is private."""
     data: tuple[WeightedInput, ...] = ()
     """What `pretrain` learns from."""
     labelled: str | None = None
@@ -39,3 +40,13 @@ class StageRequest(Config):
     """Folder of the encoder, for `finetune` and `evaluate`."""
     tuned: str | None = None
     """Folder of the tuned model, for `evaluate`."""
+
+    @property
+    def private(self) -> bool:
+        """Whether names of the source may tell who somebody is; nothing of them may then leave the stage.
+
+        Raises:
+            UserError: if the recipe's modality is not installed.
+        """
+        modality = self.recipe.get("modality")
+        return isinstance(modality, str) and plugin_info(modality).private

@@ -14,6 +14,7 @@ import psutil
 from core.errors import StageError, UserError
 from core.request import StageRequest
 from core.workspace import write_text
+from infra.settings import debug
 
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 3
 GRACE_SECONDS = 30.0
@@ -55,11 +56,13 @@ class SubprocessLauncher:
     def run(self, request: StageRequest, watch: Watch) -> None:
         """Start ``python -P -m core.launch`` and wait for it."""
         file = _write_request(request)
+        # What a process says goes into errors, which are stored; where sources are private, a traceback must not.
+        apart = debug() and request.private
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "core.launch", str(file)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=None if apart else subprocess.STDOUT,
             text=True,
             errors="replace",
             start_new_session=True,  # Ctrl-C in a terminal is for us; we then ask the stage to save.
@@ -131,7 +134,8 @@ def _raise_for(code: int, lines: list[str], request: StageRequest) -> None:
     if code == DONE:
         return
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    message = "\n".join(said) or "\n".join(lines[-5:]) or "it said nothing"
+    last = [] if request.private else lines[-5:]  # Other lines may quote names and contents.
+    message = "\n".join(said or last) or "it said nothing"
     if code == WRONG:
         raise UserError(message)
     if code == STOPPED:
