@@ -249,29 +249,21 @@ def _begin(home: str | None, *, debug: bool = False) -> Path:
     return root
 
 
-def _source(text: str, modality: str) -> str:
-    """A source as an absolute path, checked to exist and to be of a kind that the modality reads."""
-    from core.data.sources import check_kind
-    from core.registry import plugin_info
-
-    check_kind(text, modality, plugin_info(modality).sources)
-    return str(Path(text).absolute())
-
-
-def _weighted(text: str, modality: str) -> tuple[str, float]:
+def _weighted(text: str, modality: str, home: Path) -> tuple[str, float]:
     """``PATH`` or ``PATH=WEIGHT``."""
     from core.errors import UserError
+    from flows.privacy import is_private, source_name
 
     path, equals, weight = text.rpartition("=")
     if not equals or Path(text).exists():
-        return _source(text, modality), 1.0
+        return source_name(text, modality, home), 1.0
     try:
         value = float(weight)
     except ValueError:
-        return _source(text, modality), 1.0
+        return source_name(text, modality, home), 1.0
     if value <= 0:
-        raise UserError(f"--data {text}: the weight must be above 0")
-    return _source(path, modality), value
+        raise UserError(f"--data{'' if is_private(modality) else f' {text}'}: the weight must be above 0")
+    return source_name(path, modality, home), value
 
 
 def _pipeline(recipe: str, data: list[str], labelled: str | None, home: Path, overrides: list[str] | None) -> None:
@@ -279,24 +271,31 @@ def _pipeline(recipe: str, data: list[str], labelled: str | None, home: Path, ov
     from core.recipes import load
 
     resolved = load(recipe, overrides or [])
-    sources = [_weighted(text, resolved.modality) for text in data]
-    tuning = _source(labelled, resolved.modality) if labelled else None
-    from flows.pipeline import DataSource
-    from flows.running import run_pipeline
+    from flows.privacy import discretion, source_name
 
-    run_pipeline(resolved, [DataSource(path=path, weight=weight) for path, weight in sources], tuning, home)
+    with discretion(resolved.modality):
+        sources = [_weighted(text, resolved.modality, home) for text in data]
+        tuning = source_name(labelled, resolved.modality, home) if labelled else None
+        from flows.pipeline import DataSource
+        from flows.running import run_pipeline
+
+        run_pipeline(resolved, [DataSource(path=path, weight=weight) for path, weight in sources], tuning, home)
 
 
 def _one_stage(stage: str, recipe: str, overrides: list[str] | None, home: Path, **inputs: str | None) -> None:
     from core.recipes import load
 
     resolved = load(recipe, overrides or [])
-    if inputs.get("source") is not None:
-        inputs["source"] = _source(str(inputs["source"]), resolved.modality)
-    from flows.running import run_stage
+    from flows.privacy import discretion, refuse_strangers, source_name
 
-    sets = [word for override in overrides or [] for word in ("--set", override)]
-    run_stage(stage, resolved, home, [recipe, *sets], **inputs)
+    with discretion(resolved.modality):
+        refuse_strangers({name: given for name, given in inputs.items() if name != "source"}, resolved.modality)
+        if inputs.get("source") is not None:
+            inputs["source"] = source_name(str(inputs["source"]), resolved.modality, home)
+        from flows.running import run_stage
+
+        sets = [word for override in overrides or [] for word in ("--set", override)]
+        run_stage(stage, resolved, home, [recipe, *sets], **inputs)
 
 
 if __name__ == "__main__":

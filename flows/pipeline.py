@@ -25,6 +25,7 @@ from core.recipes import resolve
 from core.records import PreparedData
 from core.workspace import Home
 from flows import console, reports, stages
+from flows.privacy import discretion, refuse_paths
 from infra import settings
 from infra.records import RunRecords
 from infra.watchdog import guard_children
@@ -34,7 +35,7 @@ class DataSource(Config):
     """Somewhere raw data are."""
 
     path: str
-    """A folder, a .csv or .parquet manifest, or a dataset saved by Hugging Face datasets."""
+    """A folder, a manifest, or a dataset saved by Hugging Face datasets; a private one by its public name."""
     weight: float = 1.0
     """How often each of its items appears in an epoch of pretraining, in the mean."""
 
@@ -85,7 +86,8 @@ def pipeline(
     }
     values = {"modality": modality, "name": name, "seed": seed, "data": data}
     values |= {key: group.model_dump(mode="json") for key, group in groups.items()}
-    return run(resolve(values, "of the flow"), sources, labelled, settings.home_folder(home))
+    with discretion(modality):
+        return run(resolve(values, "of the flow"), sources, labelled, settings.home_folder(home))
 
 
 def parameters(recipe: Recipe, sources: Sequence[DataSource], labelled: str | None, home: Path) -> dict[str, Any]:
@@ -97,6 +99,7 @@ def parameters(recipe: Recipe, sources: Sequence[DataSource], labelled: str | No
 
 def run(recipe: Recipe, sources: Sequence[DataSource], labelled: str | None, home: Path) -> dict[str, Any]:
     """The body of the flow; call it inside one."""
+    refuse_paths([*(source.path for source in sources), *([labelled] if labelled else [])], recipe.modality)
     guard_children("prefect.server")
     records = RunRecords(home, recipe, _links())
     context = stages.Context(Home.create(home), recipe, records)

@@ -16,6 +16,7 @@ from core.records import PreparedData, PretrainedEncoder, TunedModel, read_recor
 from core.workspace import Home
 from flows import console, stages
 from flows.pipeline import DataSource, parameters, pipeline
+from flows.privacy import discretion, refuse_paths
 from infra import settings
 from infra.records import RunRecords
 from infra.watchdog import guard_children
@@ -72,6 +73,12 @@ def one_stage(stage: str, recipe: dict[str, Any], home: str, inputs: dict[str, s
 
     guard_children("prefect.server")
     resolved = resolve(recipe, "of the flow")
+    refuse_paths([source] if (source := inputs.get("source")) else [], resolved.modality)
+    with discretion(resolved.modality):
+        return _one_stage(stage, resolved, home, inputs)
+
+
+def _one_stage(stage: str, resolved: Recipe, home: str, inputs: dict[str, str | None]) -> str:
     records = RunRecords(Path(home), resolved)
     context = stages.Context(Home.create(Path(home)), resolved, records)
     records.open()

@@ -14,12 +14,14 @@ from prefect.cache_policies import NO_CACHE
 
 from core import digests
 from core.config import Recipe
-from core.data.sources import listing
+from core.data.private import resolve_source, secret_of
+from core.data.sources import listing, unnamed
 from core.errors import StageError, UserError
 from core.records import EvalReport, PreparedData, PretrainedEncoder, Record, TunedModel, read_record
 from core.request import StageName, StageRequest, WeightedInput
 from core.workspace import Home
 from flows import console
+from flows.privacy import discretion, is_private
 from infra.launchers import Launcher, SubprocessLauncher, Watch
 from infra.records import RunRecords, StageRun
 
@@ -65,8 +67,12 @@ CONTEXT: ContextVar[Context] = ContextVar("context")
 def prepare(source: str, role: str = "data") -> Outcome[PreparedData]:
     """Prepare ``source``; ``role`` says what it is for."""
     context = CONTEXT.get()
-    digest = digests.prepare_digest(context.recipe, listing(source))
-    request = _request(context, "prepare", digest, source=str(Path(source).absolute()))
+    private = is_private(context.recipe.modality)
+    with discretion(context.recipe.modality), unnamed(private):
+        secret = secret_of(context.home) if private else b""
+        digest = digests.prepare_digest(context.recipe, listing(resolve_source(context.home, source)), secret)
+    name = source if private else str(Path(source).absolute())
+    request = _request(context, "prepare", digest, source=name)
     return _run(context, request, PreparedData, title="prepare" if role == "data" else f"prepare {role}")
 
 
@@ -109,8 +115,15 @@ def _run(
     context: Context, request: StageRequest, kind: type[R], *, data: Sequence[PreparedData] = (), title: str = ""
 ) -> Outcome[R]:
     """The stage's outcome: reused, or worked for; its MLflow run tells the same story."""
+    with discretion(context.recipe.modality):
+        return _followed(context, request, kind, data, title or request.stage)
+
+
+def _followed(
+    context: Context, request: StageRequest, kind: type[R], data: Sequence[PreparedData], title: str
+) -> Outcome[R]:
     folder, out = context.home.stage(request.stage, request.digest), console.current()
-    title, start, reused = title or request.stage, time.monotonic(), folder.done
+    start, reused = time.monotonic(), folder.done
     inputs = [(prepared.modality, prepared.data_digest) for prepared in data]
     run = context.records.stage(request.stage, request.digest, folder, context.values, inputs, reused=reused)
     try:
