@@ -19,12 +19,29 @@ from typing import Any, Self
 
 from core.config import Recipe
 from core.data.codecs import decode
-from core.modality import Item, Record, Unreadable
+from core.data.private import hidden_items
+from core.modality import Item, Modality, Purpose, Record, Unreadable
 from core.recipes import resolve
 from core.registry import plugin
 
 LIMIT = 60.0
 """Seconds for all broken files together; a plugin that waits for ever is found by it."""
+SECRET = bytes(range(32))
+"""What private plugins hash names with, here and in the other process."""
+
+
+def live_plugin(recipe: Recipe, purpose: Purpose, input_shape: tuple[int, ...] | None) -> Modality[Any]:
+    """The recipe's plugin with the kit's secret, where it is to have one."""
+    live = plugin(recipe.modality, recipe.data, purpose, input_shape)
+    if live.info.private:
+        live.secret = SECRET
+    return live
+
+
+def discovered(live: Modality[Any], source: Path) -> list[Item]:
+    """The items of a source under the names that the engine gives them."""
+    items = list(live.discover(str(source)))
+    return hidden_items(items, SECRET) if live.info.private else items
 
 
 @dataclass
@@ -142,10 +159,10 @@ def _broken_copies(items: Sequence[Item], folder: Path) -> Iterator[tuple[str, I
     for number, (kind, content) in enumerate(contents.items()):
         file = folder / f"{number}{suffix}"
         file.write_bytes(content)
-        yield kind, replace(model, path=str(file), size=len(content))
-    yield "a missing file", replace(model, path=str(folder / f"missing{suffix}"), size=-1)
+        yield kind, replace(model, path=str(file), size=len(content), parts=())
+    yield "a missing file", replace(model, path=str(folder / f"missing{suffix}"), size=-1, parts=())
     (folder / f"folder{suffix}").mkdir()
-    yield "a folder in place of a file", replace(model, path=str(folder / f"folder{suffix}"))
+    yield "a folder in place of a file", replace(model, path=str(folder / f"folder{suffix}"), parts=())
 
 
 # --- in the other process ---------------------------------------------------------------------------------------------
@@ -159,14 +176,14 @@ def main(request: dict[str, Any]) -> None:
     """Discover and read the source, then the broken files, telling each result at once."""
     _list_backwards()
     recipe = resolve(request["recipe"], "of the request")
-    live = plugin(recipe.modality, recipe.data, "pretrain", recipe.pretrain.input_shape)
-    items = list(live.discover(request["source"]))
+    live = live_plugin(recipe, "pretrain", recipe.pretrain.input_shape)
+    items = discovered(live, Path(request["source"]))
     _say("keys", keys=[item.key for item in items])
     whole = [list(live.read(item)) for item in items[: request["items"]]]
     _say("digests", digests=[digest(records) for records in whole])
     holes = any(_holes(record) for records in whole for record in records)
     for number, facts in enumerate(request["bad"]):
-        outcome, text = _try(live, Item(**facts), holes)
+        outcome, text = _try(live, Item(**facts | {"parts": ()}), holes)
         _say("bad", number=number, outcome=outcome, text=text)
 
 

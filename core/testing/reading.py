@@ -263,7 +263,8 @@ def bad_files(s: Subject) -> None:
 @rule(
     "read",
     "Nothing public names the place of a file; where sources are private, not its name either.",
-    "Keep paths out of keys, groups, meta and reasons; a private plugin hashes its keys with the home's salt.",
+    "Keep paths out of keys, groups, meta and reasons; a private plugin gives records the key and group of their item, "
+    "and hashes what it finds inside files: core.data.private.pseudonym(self.secret, 'patient', name).",
     "read",
     "bad-files",
 )
@@ -281,7 +282,8 @@ def no_paths(s: Subject) -> None:
 def _names(s: Subject) -> list[str]:
     """Names of files and folders of the source."""
     base = s.source if s.source.is_dir() else s.source.parent
-    parts = [Path(item.path).relative_to(base).parts for item, _ in s.read if Path(item.path).is_relative_to(base)]
+    paths = [Path(path) for item, _ in s.read for path in (item.path, *item.parts)]
+    parts = [path.relative_to(base).parts for path in paths if path.is_relative_to(base)]
     return sorted({PurePath(part).stem for path in parts for part in path if len(PurePath(part).stem) > 1})
 
 

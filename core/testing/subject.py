@@ -19,9 +19,9 @@ from core.data.seeds import numpy_rng
 from core.errors import UserError
 from core.modality import Item, Modality, Purpose, Record, SampleBatch, Stats
 from core.recipes import load, resolve
-from core.registry import Claim, claims, companion, entries, plugin, plugin_info, recipe_files
+from core.registry import Claim, claims, companion, entries, plugin_info, recipe_files
 from core.tasks import encode_targets
-from core.testing.bystander import Account, ask
+from core.testing.bystander import Account, ask, discovered, live_plugin
 
 MOST_ITEMS = 24
 """Items of the source that are read."""
@@ -68,7 +68,7 @@ class Subject:
 
     def plugin(self, purpose: Purpose = "pretrain", input_shape: tuple[int, ...] | None = None) -> Modality[Any]:
         """A live plugin with the recipe's settings."""
-        return plugin(self.name, self.recipe.data, purpose, input_shape)
+        return live_plugin(self.recipe, purpose, input_shape)
 
     @cached_property
     def live(self) -> Modality[Any]:
@@ -77,8 +77,8 @@ class Subject:
 
     @cached_property
     def items(self) -> list[Item]:
-        """The items of the source."""
-        return list(self.live.discover(str(self.source)))
+        """The items of the source, under the names that the engine gives them."""
+        return discovered(self.live, self.source)
 
     @cached_property
     def read(self) -> list[tuple[Item, list[Record]]]:

@@ -34,6 +34,8 @@ class Fault:
     """Files added to the package."""
     second_edit: tuple[str, str] | None = None
     """Another replacement in the same file."""
+    beside: tuple[str, str, str] | None = None
+    """A replacement in another file: its name, what stands there, what is to."""
 
 
 def plugin(name, rule, old, new):
@@ -116,7 +118,14 @@ FAULTS = [
         "    except ValueError:\n        import os\n\n        os._exit(13)\n    except OSError as",
     ),
     reading("a reason that names the path", "no-paths", '"missing file"', 'f"{path} is missing"'),
-    config("private data under their own names", "no-paths", "revision=1,", "revision=1, private=True,"),
+    Fault(
+        "a private file's name beside its data",
+        "no-paths",
+        "reading.py",
+        "item.group)\n",
+        "item.group, {'from': item.path.rpartition('/')[2]})\n",
+        beside=("config.py", "revision=1,", "revision=1, private=True,"),
+    ),
     plugin(
         "views of several sizes",
         "view",
@@ -254,6 +263,11 @@ def install(fault, folder):
         text = file.read_text()
         assert text.count(fault.old) >= 1, f"{fault.name}: {fault.old!r} does not stand in the template"
         file.write_text(text.replace(fault.old, fault.new).replace(*(fault.second_edit or ("", "", 0))))
+    if fault.beside:
+        name, old, new = fault.beside
+        text = (folder / PACKAGE / name).read_text()
+        assert text.count(old) == 1
+        (folder / PACKAGE / name).write_text(text.replace(old, new))
     for name, text in fault.extra.items():
         (folder / PACKAGE / name).write_text(text)
     for number, entry in enumerate(filter(None, (fault.entry, fault.second))):
