@@ -1,0 +1,163 @@
+"""Arrays of 1 to 4 axes in compressed bricks: a box of a large one is read without the rest, whatever its size.
+
+A payload is a short head, a table of offsets, and the bricks in row-major order, each compressed by itself with its
+bytes sorted by significance. A second array of the same shape, a mask, may stand beside the first, in its own bricks.
+"""
+
+import itertools
+import json
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from core.data.codecs import register
+from core.modality import Record
+
+Array = NDArray[Any]
+CODEC = "bricks"
+"""Name under which the payloads are registered."""
+LEVEL = 3
+"""Effort of zstd: higher is smaller and slower to write."""
+_HEAD = struct.Struct("<4sI")
+_MAGIC = b"MFB1"
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the head of a payload says."""
+
+    shape: tuple[int, ...]
+    brick: tuple[int, ...]
+    compression: str
+    types: tuple[str, ...]
+    """Type of the array, and of the mask where there is one."""
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Bricks along each axis."""
+        return tuple(-(-size // side) for size, side in zip(self.shape, self.brick, strict=True))
+
+    def extent(self, place: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the brick at ``place``; those at the far ends are cut."""
+        sizes = zip(place, self.shape, self.brick, strict=True)
+        return tuple(min(side, size - number * side) for number, size, side in sizes)
+
+
+def encode(array: Array, brick: int = 32, compression: str = "zstd", mask: Array | None = None) -> bytes:
+    """The payload of ``array``, in bricks of ``brick`` along each axis; ``mask`` has the same shape.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if mask is not None and mask.shape != array.shape:
+        raise ValueError(f"a mask of shape {mask.shape} beside an array of {array.shape}")
+    planes = [array] if mask is None else [array, mask]
+    side = tuple(min(brick, size) for size in array.shape)
+    layout = _Layout(array.shape, side, compression, tuple(str(plane.dtype) for plane in planes))
+    parts = [
+        _compress(plane[_slices(layout, place)], compression) for plane in planes for place in np.ndindex(layout.grid)
+    ]
+    head = json.dumps([layout.shape, layout.brick, layout.compression, layout.types]).encode()
+    ends = np.cumsum([0, *map(len, parts)], dtype="<u8")
+    return b"".join([_HEAD.pack(_MAGIC, len(head)), head, ends.tobytes(), *parts])
+
+
+def _slices(layout: _Layout, place: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(number * side, (number + 1) * side) for number, side in zip(place, layout.brick, strict=True))
+
+
+class Bricks:
+    """A payload, of which boxes are read."""
+
+    def __init__(self, payload: bytes | memoryview) -> None:
+        magic, length = _HEAD.unpack_from(payload)
+        if magic != _MAGIC:
+            raise ValueError("these are no bricks")
+        shape, brick, compression, types = json.loads(bytes(payload[_HEAD.size : _HEAD.size + length]))
+        self._layout = _Layout(tuple(shape), tuple(brick), compression, tuple(types))
+        count = math.prod(self._layout.grid) * len(types)
+        self._ends = np.frombuffer(payload, "<u8", count + 1, _HEAD.size + length)
+        self._data = memoryview(payload)[_HEAD.size + length + 8 * (count + 1) :]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole array."""
+        return self._layout.shape
+
+    @property
+    def masked(self) -> bool:
+        """Whether there is a mask."""
+        return len(self._layout.types) > 1
+
+    def box(self, corner: Sequence[int], size: Sequence[int], fill: float = 0, *, mask: bool = False) -> Array:
+        """The part of ``size`` that begins at ``corner``; ``fill`` where it reaches beyond the array.
+
+        Only the bricks that it touches are decompressed.
+        """
+        layout, plane = self._layout, int(mask)
+        out = np.full(tuple(size), fill, dtype=layout.types[plane])
+        low = [max(0, c) for c in corner]
+        high = [min(n, c + s) for n, c, s in zip(layout.shape, corner, size, strict=True)]
+        if any(a >= b for a, b in zip(low, high, strict=True)):
+            return out
+        for place in _touched(low, high, layout.brick):
+            start = [number * side for number, side in zip(place, layout.brick, strict=True)]
+            extent = layout.extent(place)
+            inside, target = [], []
+            for a, b, s, e, c in zip(low, high, start, extent, corner, strict=True):
+                begin, end = max(a, s), min(b, s + e)
+                inside.append(slice(begin - s, end - s))
+                target.append(slice(begin - c, end - c))
+            out[tuple(target)] = self._brick(place, extent, plane)[tuple(inside)]
+        return out
+
+    def whole(self, *, mask: bool = False) -> Array:
+        """All of it."""
+        return self.box((0,) * len(self.shape), self.shape, mask=mask)
+
+    def _brick(self, place: Sequence[int], extent: tuple[int, ...], plane: int) -> Array:
+        layout = self._layout
+        number = int(np.ravel_multi_index(tuple(place), layout.grid)) + plane * math.prod(layout.grid)
+        data = self._data[int(self._ends[number]) : int(self._ends[number + 1])]
+        return _decompress(data, extent, np.dtype(layout.types[plane]), layout.compression)
+
+
+def _touched(low: Sequence[int], high: Sequence[int], brick: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Places of the bricks that a box has a part in."""
+    return itertools.product(*[range(a // s, -(-b // s)) for a, b, s in zip(low, high, brick, strict=True)])
+
+
+@cache
+def _codec(name: str) -> Any:
+    return pa.Codec(name, compression_level=LEVEL) if name == "zstd" else pa.Codec(name)
+
+
+def _compress(part: Array, compression: str) -> bytes:
+    data = np.ascontiguousarray(part)
+    if data.dtype.itemsize > 1:
+        data = np.ascontiguousarray(data.reshape(-1).view(np.uint8).reshape(-1, data.dtype.itemsize).T)
+    raw = data.tobytes()
+    return raw if compression == "raw" else bytes(_codec(compression).compress(raw, asbytes=True))
+
+
+def _decompress(data: memoryview, extent: tuple[int, ...], dtype: "np.dtype[Any]", compression: str) -> Array:
+    size = math.prod(extent) * dtype.itemsize
+    raw = data if compression == "raw" else _codec(compression).decompress(data, decompressed_size=size)
+    flat = np.frombuffer(raw, np.uint8, size)
+    if dtype.itemsize > 1:
+        flat = np.ascontiguousarray(flat.reshape(dtype.itemsize, -1).T).reshape(-1)
+    return flat.view(dtype).reshape(extent)
+
+
+def _decode_all(record: Record) -> Array:
+    return Bricks(record.payload).whole()
+
+
+register(CODEC, encode, _decode_all)

@@ -1,0 +1,1 @@
+"""Medical scans: radiographs and volumes, from DICOM and NIfTI."""

@@ -1,0 +1,213 @@
+"""Items into records: scans in their place, in true units, without anything that tells whose they are."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from core.data import bricks
+from core.modality import Item, Record, Unreadable
+from modalities.medical import nifti, pixels, series
+from modalities.medical.config import MedicalSettings
+from modalities.medical.finding import is_nifti
+from modalities.medical.geometry import box_above, moved, resample, spacing_of, to_ras
+from modalities.medical.headers import header_of
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+FIXED_POINT = {"percentile": 8192.0, "zscore": 2048.0}
+"""What stands for 1 in stored whole numbers, where values are relative to the scan's own."""
+LIMITS = {"percentile": (-1.0, 3.0), "zscore": (-15.0, 15.0)}
+"""Relative values beyond are cut."""
+PERCENTILES = (0.5, 99.5)
+ROUNDING = 0.02
+"""Largest error of rounding to whole numbers, as a share of the values' deviation."""
+
+
+def read(item: Item, settings: MedicalSettings, *, masked: bool = False) -> list[Record]:
+    """The records of an item: volumes, or frames of an image. ``masked`` says that its label is a mask's path.
+
+    Raises:
+        Unreadable: with the reason.
+    """
+    if settings.volumes:
+        scans = _nifti(item, settings) if is_nifti(item.path) else _series(item, settings)
+        return [
+            _volume(item, number, len(scans), values, affine, facts, settings, masked)
+            for number, (values, affine, facts) in enumerate(scans)
+        ]
+    if is_nifti(item.path):
+        raise Unreadable("a volume; this recipe is for images of two axes")
+    return _images(item, settings)
+
+
+# --- volumes ----------------------------------------------------------------------------------------------------------
+
+
+def _nifti(item: Item, settings: MedicalSettings) -> list[tuple[Array, Floats, dict[str, Any]]]:
+    values, affine = nifti.read(item.path, settings.refuse.most_voxels)
+    several = [values] if values.ndim == 3 else list(np.moveaxis(values, -1, 0))
+    return [(volume, affine, {}) for volume in several]
+
+
+def _series(item: Item, settings: MedicalSettings) -> list[tuple[Array, Floats, dict[str, Any]]]:
+    found, header = series.volumes(item.parts or (item.path,), settings.refuse)
+    facts = {"modality": header.modality, "burned_in": header.burned_in, "secondary": header.secondary}
+    return [(v.values, v.affine, facts | {"filled": v.filled, "repeated_slices": v.repeated}) for v in found]
+
+
+def _volume(
+    item: Item,
+    number: int,
+    count: int,
+    values: Array,
+    affine: Floats,
+    facts: dict[str, Any],
+    settings: MedicalSettings,
+    masked: bool,
+) -> Record:
+    _check(values)
+    mask = _mask(item, values.shape) if masked and item.target is not None else None
+    volume, placed = to_ras(values, affine)
+    mask = None if mask is None else to_ras(mask, affine)[0]
+    if settings.spacing is not None:
+        mask = None if mask is None else resample(mask, placed, settings.spacing, nearest=True)[0]
+        volume, placed = resample(volume, placed, settings.spacing)
+    if settings.crop_above is not None:
+        box = box_above(volume, settings.crop_above)
+        volume, mask = volume[box], None if mask is None else mask[box]
+        placed = moved(placed, [part.start or 0 for part in box])
+    stored = _stored(volume, settings)
+    facts = facts | {"spacing": _rounded(spacing_of(placed)), "affine": [_rounded(row) for row in placed]}
+    key = item.key if count == 1 else f"{item.key}#{number:03d}"
+    return _record(item, key, stored, facts | {"least": stored.min().item()}, settings, mask)
+
+
+def _rounded(numbers: Any) -> list[float]:
+    return [round(float(number), 6) for number in numbers]
+
+
+def _mask(item: Item, shape: tuple[int, ...]) -> Array:
+    """The mask of a volume, voxel for voxel.
+
+    Raises:
+        Unreadable: if it is missing, or of another shape.
+    """
+    path = Path(str(item.target))
+    if not path.is_file():
+        raise Unreadable("its mask is missing")
+    mask, _ = nifti.read(str(path), int(np.prod(shape, dtype=np.int64)))
+    if mask.shape != shape:
+        raise Unreadable(f"its mask is of shape {mask.shape}, the scan of {shape}")
+    whole = np.round(mask)
+    if np.abs(whole - mask).max() > 1e-3 or whole.min() < 0 or whole.max() > 255:
+        raise Unreadable("its mask holds values that are not whole numbers of 0 to 255")
+    return np.asarray(whole.astype(np.uint8))
+
+
+# --- images of two axes -----------------------------------------------------------------------------------------------
+
+
+def _images(item: Item, settings: MedicalSettings) -> list[Record]:
+    dataset = pixels.load(item.path)
+    header = header_of(dataset, item.path)
+    if isinstance(header, str):
+        raise Unreadable(f"no image: {header}")
+    series.check(header, settings.refuse)
+    stored = pixels.coloured(pixels.frames(dataset, settings.refuse.most_voxels), dataset)
+    colour = stored.ndim == 4
+    values = stored if colour else pixels.true_values(pixels.upright_grey(stored, dataset), dataset)
+    if colour and settings.channels == 1:
+        values = pixels.luminance(values)
+    elif not colour and settings.channels == 3:
+        values = np.repeat(values[..., None], 3, axis=-1)
+    chosen = np.unique(np.linspace(0, len(values) - 1, settings.frames).round().astype(int))
+    facts = {"modality": header.modality, "burned_in": header.burned_in, "secondary": header.secondary}
+    records = []
+    for number in chosen if settings.frames > 1 else [len(values) // 2]:
+        _check(values[number])
+        image = _stored(_shrunk(values[number], settings.store.short_side), settings)
+        key = item.key if len(chosen) == 1 else f"{item.key}#{number:03d}"
+        records.append(_record(item, key, image, facts | {"least": image.min().item()}, settings, None))
+    return records
+
+
+def _shrunk(image: Array, short_side: int | None) -> Array:
+    """(H, W) or (H, W, 3), smaller ones as they are."""
+    if short_side is None or min(image.shape[:2]) <= short_side:
+        return image
+    factor = short_side / min(image.shape[:2])
+    size = (max(short_side, round(image.shape[1] * factor)), max(short_side, round(image.shape[0] * factor)))
+    planes = image.reshape(*image.shape[:2], -1).astype(np.float32)
+    resized = [
+        np.asarray(Image.fromarray(planes[..., c]).resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0))
+        for c in range(planes.shape[-1])
+    ]
+    return np.stack(resized, axis=-1).reshape(size[1], size[0], *image.shape[2:])
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def _check(values: Array) -> None:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise Unreadable("holds values that are not finite")
+    if values.min() == values.max():
+        raise Unreadable(f"all its values are {values.flat[0]:g}")
+
+
+def _stored(values: Array, settings: MedicalSettings) -> Array:
+    """Values in the type they are kept in; relative ones in fixed point.
+
+    Raises:
+        Unreadable: if they do not fit.
+    """
+    kind = settings.intensity.kind
+    if kind != "windows":
+        values = np.clip(_relative(values, kind), *LIMITS[kind])
+        if settings.store.values == "float32":
+            return values.astype(np.float32)
+        return np.asarray(np.round(values * FIXED_POINT[kind]).astype(np.int16))
+    if settings.store.values == "float32":
+        return values.astype(np.float32)
+    whole = np.round(values) if values.dtype.kind == "f" else values
+    low, high = whole.min(), whole.max()
+    limits = np.iinfo(np.int16)
+    exact = whole is values or float(np.abs(whole - values).max()) <= ROUNDING * float(values.std())
+    if not (limits.min <= low and high <= limits.max and exact):
+        raise Unreadable(
+            f"values from {low:g} to {high:g} do not fit into whole numbers of 16 bits; set data.store.values=float32"
+        )
+    return np.asarray(whole.astype(np.int16))
+
+
+def _relative(values: Array, kind: str) -> Array:
+    """Values as shares of the scan's own range, or in deviations from its mean; both of what is not 0."""
+    values = values.astype(np.float32)
+    body = values[values != 0]
+    body = body if body.size > 0.01 * values.size else values.reshape(-1)
+    if kind == "percentile":
+        low, high = np.percentile(body if body.size < 2**22 else body[:: body.size // 2**22 + 1], PERCENTILES)
+        return np.asarray((values - low) / max(float(high - low), 1e-6))
+    return np.asarray((values - body.mean()) / max(float(body.std()), 1e-6))
+
+
+def _record(
+    item: Item, key: str, stored: Array, facts: dict[str, Any], settings: MedicalSettings, mask: Array | None
+) -> Record:
+    side = settings.store.brick if settings.volumes else max(stored.shape)
+    payload = bricks.encode(stored, side, settings.store.codec, mask)
+    target = item.target if mask is None else np.unique(mask[mask != IGNORED]).tolist() or None
+    return Record(key, payload, bricks.CODEC, stored.shape, str(stored.dtype), target, item.group, facts)
+
+
+IGNORED = 255
+"""Value of a mask for voxels that nobody has labelled."""
+
+
+def fixed_point(settings: MedicalSettings) -> float:
+    """What stored values are divided by to become relative ones."""
+    whole = settings.store.values == "int16"
+    return FIXED_POINT.get(settings.intensity.kind, 1.0) if whole else 1.0
