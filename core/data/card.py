@@ -43,6 +43,7 @@ def _markdown(card: dict[str, Any]) -> str:
     if card["classes"]:
         lines += ["", "| class | train | val | test |", "| --- | --- | --- | --- |"]
         lines += [f"| {c} | {n['train']} | {n['val']} | {n['test']} |" for c, n in card["classes"].items()]
+    lines += ["", " ".join(f"{count} {what}." for what, count in card.get("noticed", {}).items())]
     lines += ["", f"{len(card['unreadable'])} files could not be read."]
     if card["unreadable"]:
         lines += ["", "| file | reason |", "| --- | --- |"]

@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -65,7 +65,9 @@ def prepare(
     describe_for_datasets(workdir, [unit.digest for unit in units])
     store = PreparedStore.open(workdir)
     statistics = measure(store, store.ids("train"), plugin)
-    write_card(workdir, _card(facts, statistics, items, source))
+    write_card(workdir, _card(facts, statistics, items, source, plugin.noticed))
+    for what, count in sorted(plugin.noticed.items()):
+        tracker.note(f"in the source: {count} {what}")
     _tell(facts, tracker)
     return _record(recipe, plugin, home, digest, facts, statistics)
 
@@ -168,7 +170,9 @@ def _source_kind(source: str) -> str:
         return "of the plugin's own"
 
 
-def _card(facts: Facts, statistics: Statistics, items: Sequence[Item], source: str) -> dict[str, Any]:
+def _card(
+    facts: Facts, statistics: Statistics, items: Sequence[Item], source: str, noticed: Mapping[str, int]
+) -> dict[str, Any]:
     repeated = sorted(row.key for row, again in zip(facts.rows, facts.repeated, strict=True) if again)
     return {
         "source": _source_kind(source),
@@ -182,6 +186,7 @@ def _card(facts: Facts, statistics: Statistics, items: Sequence[Item], source: s
         "bytes": facts.bytes,
         "source_bytes": sum(max(item.size, 0) for item in items),
         "unreadable": [{"file": key, "reason": reason} for key, reason in facts.unreadable],
+        "noticed": dict(sorted(noticed.items())),
     }
 
 

@@ -271,6 +271,7 @@ def _facts(card: dict[str, Any]) -> str:
         f"{words.counted(len(card['unreadable']), 'file')} could not be read.",
         f"{words.counted(duplicates, 'item equals', 'items equal')} an earlier one.",
         f"{words.counted(groups, 'group')}, none divided between splits." if groups else "",
+        *[f"{count:,} {what}." for what, count in card.get("noticed", {}).items()],
         f"Input mean {average}, standard deviation {spread}, per channel of the training split.",
         f"Stored in {card['bytes'] / 2**20:.1f} MiB{_from(card['source_bytes'])}.",
     ]
