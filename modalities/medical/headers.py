@@ -121,7 +121,7 @@ def look(path: str) -> Header | str:
 
 def header_of(dataset: Dataset, path: str) -> Header | str:
     """The facts of a dataset, or what it is if it is no image."""
-    if str(dataset.get("SOPClassUID", "")) == DIRECTORY or "DirectoryRecordSequence" in dataset:
+    if str(getattr(dataset, "file_meta", {}).get("MediaStorageSOPClassUID", "")) == DIRECTORY:
         return "DICOM directories"
     modality = str(dataset.get("Modality", "") or "").strip().upper()
     if modality in NOT_IMAGES:

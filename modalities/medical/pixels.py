@@ -22,7 +22,7 @@ from pydicom.uid import (
 
 from core.data.files import readable
 from core.modality import Unreadable
-from modalities.medical.headers import quiet
+from modalities.medical.headers import is_dicom, quiet
 
 Array = NDArray[Any]
 LUMINANCE = np.array([0.299, 0.587, 0.114])
@@ -37,6 +37,8 @@ def load(path: str) -> Dataset:
         Unreadable: with the reason.
     """
     readable(Path(path))
+    if not is_dicom(path):
+        raise Unreadable("is not DICOM")
     try:
         with quiet():
             dataset = pydicom.dcmread(path, force=True)
