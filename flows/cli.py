@@ -95,8 +95,8 @@ def demo(
     root = _begin(home, debug=debug)
     from flows.demos import fetch
 
-    data = fetch(modality, root)
-    _pipeline(f"{modality}/demo", [str(data)], None, root, set_)
+    data, labelled = fetch(modality, root)
+    _pipeline(f"{modality}/demo", [str(data)], str(labelled) if labelled else None, root, set_)
 
 
 @app.command()

@@ -32,8 +32,9 @@ class StoreConfig(Config):
 
     brick: PositiveInt = 32
     """Voxels along each side of a brick of a volume."""
-    codec: Literal["zstd", "lz4", "raw"] = "zstd"
-    """Compression of bricks, without loss: `zstd` is small, `lz4` quicker and larger, `raw` needs none."""
+    codec: Literal["lz4", "zstd", "raw"] = "lz4"
+    """Compression of bricks, without loss: `lz4` is quick to read, `zstd` smaller, `raw` quicker still and as large as
+    the scans are."""
     short_side: PositiveInt | None = 256
     """Images of two axes are shrunk until their short side has this many pixels; null keeps their size."""
     values: Literal["int16", "float32"] = "int16"

@@ -5,12 +5,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from core.data.masks import with_masks
-from core.data.windows import window_places
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core.config import TaskKind
 from core.data import crops
 from core.data.bricks import Bricks
 from core.modality import Batch, Item, Media, Modality, Record, Sample, SampleBatch, Stats
@@ -42,12 +39,12 @@ class MedicalModality(Modality[MedicalSettings]):
 
     @property
     def _masked(self) -> bool:
-        return self.task.kind is TaskKind.SEGMENTATION
+        return False
 
     def discover(self, source: str) -> Iterable[Item]:
         """Series, images and NIfTI files, whatever they are called; others are counted in ``noticed``."""
         items, self.noticed = find(source, self.settings)
-        return with_masks(items, source) if self._masked else items
+        return items
 
     def read(self, item: Item) -> Sequence[Record]:
         """Volumes in RAS at the recipe's spacing, or images, in true units."""
