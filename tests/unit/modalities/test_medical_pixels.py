@@ -1,6 +1,5 @@
 """Pixels in true units: every file that ships with pydicom beside pydicom's own values, and each kind of image."""
 
-import importlib.util
 import sys
 import warnings
 from pathlib import Path
@@ -18,16 +17,10 @@ from modalities.medical.config import MedicalSettings
 from modalities.medical.headers import header_of, is_dicom, look
 from modalities.medical.reading import read
 
-ROOT = Path(__file__).parents[3]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
+import dicom_files as table
 import scans
-
-spec = importlib.util.spec_from_file_location("dicom_files", ROOT / "benchmarks" / "dicom_files.py")
-assert spec
-assert spec.loader
-table = importlib.util.module_from_spec(spec)
-sys.modules["dicom_files"] = table
-spec.loader.exec_module(table)
 
 RAMP = np.arange(64, dtype=np.uint16).reshape(8, 8) * 50
 FLAT = MedicalSettings.model_validate(
