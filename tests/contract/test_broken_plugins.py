@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from broken_plugins import FAULTS, Fault, findings
 
 SOUND = Fault("none", "")
+PRIVATE = Fault("none, of private sources", "", "config.py", "revision=1,", "revision=1, private=True,")
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
@@ -25,8 +26,10 @@ def test_a_fault_is_caught_by_its_rule_alone(fault, tmp_path, record_property):
     assert caught[0].advice
 
 
-def test_the_same_plugin_without_a_fault_keeps_every_rule(tmp_path):
-    assert {finding.status for finding in findings(SOUND, tmp_path, RULES)} == {"passed"}
+@pytest.mark.parametrize("sound", [SOUND, PRIVATE], ids=lambda fault: fault.name)
+def test_the_same_plugin_without_a_fault_keeps_every_rule(sound, tmp_path):
+    """Nor has a private one to hash anything by itself that the engine sees."""
+    assert {finding.status for finding in findings(sound, tmp_path, RULES)} == {"passed"}
 
 
 def test_every_rule_has_a_fault_that_only_it_catches():
