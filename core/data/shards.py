@@ -94,6 +94,7 @@ def plan(items: Sequence[Item], plugin: Modality[Any], shard_items: int) -> list
         divided[number % buckets].append(item)
     settings = results_only(plugin.settings, "affects_prepared")
     about = [SCHEMA, REVISION, plugin.info.name, plugin.info.revision, settings]
+    about += [plugin.secret.hex()] if plugin.secret else []  # Keyed: nobody can test guessed names of files against it.
     containers = {path: _container(path) for path in {item.path for item in items if item.row is not None}}
     times = Counter(item.path for item in items if item.row is None)
     shared = [frozenset(item.path for item in part if times[item.path] > 1) for part in divided]
