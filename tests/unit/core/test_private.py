@@ -19,7 +19,7 @@ from core.data.private import Pseudonym, hidden_items, hidden_records, pseudonym
 from core.data.sources import check_kind, discover, load_row, unnamed
 from core.digests import prepare_digest
 from core.errors import UserError, discreet
-from core.modality import Item, Record
+from core.modality import Item, Modality, Record
 from core.recipes import load
 from core.workspace import Home
 
@@ -195,13 +195,16 @@ def test_a_guessed_listing_cannot_be_tested_against_a_digest():
     assert names[1] != prepare_digest(recipe, [("Ada/2.dat", 3, 4)], SECRET)
 
 
-class Plugin:
+class Plugin(Modality):
     """As much of a plugin as reading needs."""
 
     info = PluginInfo("p", PluginSettings, "p:P", 1, private=True)
 
+    discover = patches = view = features = render = None
+
     def __init__(self, secret, settings):
-        self.secret, self.settings = secret, settings
+        super().__init__(settings)
+        self.secret = secret
 
     def read(self, item):
         if "bad" in item.path:
@@ -229,6 +232,12 @@ def test_a_change_of_any_part_makes_another_shard(tmp_path):
     assert digest(item) != before
     Path(item.parts[1]).unlink()
     assert digest(item) != before
+
+
+def test_the_name_of_a_shard_depends_on_the_secret(tmp_path):
+    item, settings = Item("k", str(tmp_path), target="Ada.nii"), load("image/tiny").data
+    names = {shards.plan([item], Plugin(secret, settings), 10)[0].digest for secret in (b"", SECRET, OTHER)}
+    assert len(names) == 3
 
 
 def test_contents_are_hashed_under_the_secret_and_of_many_parts_as_read(tmp_path):
