@@ -5,34 +5,20 @@ A field marked ``no_result`` changes how a run is carried out, never what comes 
 of every digest.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
+
+from core.fields import Config, Fraction, OpenFraction, no_result, results_only, training_only
+
+# What others take from here although it stands elsewhere.
+__all__ = ["Config", "Fraction", "OpenFraction", "no_result", "results_only", "training_only"]
 
 CONTRACT_VERSION = 1
 """Version of the plugin contract; raised whenever a plugin would have to change."""
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
-
-
-def no_result(default: Any, **constraints: Any) -> Any:
-    """A field that cannot change results and is therefore left out of digests."""
-    return Field(default, json_schema_extra={"affects_results": False}, **constraints)
-
-
-def training_only(default: Any, **constraints: Any) -> Any:
-    """A plugin's field that shapes views in training or testing and leaves prepared data as they are."""
-    return Field(default, json_schema_extra={"affects_prepared": False}, **constraints)
-
-
-class Config(BaseModel):
-    """Base of every settings block: immutable, documented field by field, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class PluginSettings(Config):
@@ -75,15 +61,29 @@ class TaskKind(StrEnum):
     SINGLE = "single_label"
     MULTI = "multi_label"
     REGRESSION = "regression"
+    SEGMENTATION = "segmentation"
 
 
 class TaskConfig(Config):
     """What is to be predicted from a labelled item."""
 
     kind: TaskKind = TaskKind.SINGLE
-    """One class per item, any number of classes per item, or real numbers."""
+    """One class per item, any number of classes per item, real numbers, or one class per pixel or voxel."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced` weighs the loss of a class by the inverse of its frequency in the training split."""
+    classes: tuple[Annotated[str, Field(pattern=r"^\w[\w .-]*$")], ...] = ()
+    """Names of the values 0, 1, 2 ... of a mask, the background first; for segmentation, which needs two or more."""
+
+    @model_validator(mode="after")
+    def _masks_alone_have_given_classes(self) -> "TaskConfig":
+        if self.kind is not TaskKind.SEGMENTATION:
+            if self.classes:
+                raise ValueError(f"`classes` are for segmentation; a {self.kind} task takes them from the labels")
+        elif len(self.classes) < 2:
+            raise ValueError("segmentation needs `classes`: the names of the mask's values, 2 or more from 0 on")
+        elif len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"two of the `classes` {list(self.classes)} have one name")
+        return self
 
 
 class PrepareConfig(Config):
@@ -310,8 +310,17 @@ class PretrainConfig(TrainConfig):
     """How many masks one decoded sample is used with in a step."""
 
 
+class SegmenterConfig(Config):
+    """What turns tokens into a class for each pixel or voxel."""
+
+    kind: Literal["linear", "unetr"] = "unetr"
+    """A linear layer on each token, or convolutions over features of four depths (Hatamizadeh et al. 2022)."""
+    width: PositiveInt = 16
+    """Features of `unetr` at full resolution; each coarser level has twice as many."""
+
+
 class FinetuneConfig(TrainConfig):
-    """End-to-end fine-tuning of the encoder with a linear head (He et al. 2021, appendix A.1)."""
+    """End-to-end fine-tuning of the encoder with a head (He et al. 2021, appendix A.1)."""
 
     base_lr: Annotated[float, Field(gt=0)] = 5e-4
     """Learning rate per 256 samples: lr = base_lr * batch / 256."""
@@ -331,6 +340,8 @@ class FinetuneConfig(TrainConfig):
     """Each item once per epoch, or at random, an item of rare classes as much more often as these are rarer."""
     epoch_samples: PositiveInt | None = None
     """Samples per epoch where they are not to be as many as there are items."""
+    segmenter: SegmenterConfig = SegmenterConfig()
+    """The head of segmentation."""
 
 
 class ArmConfig(Config):
@@ -372,6 +383,10 @@ class EvaluateConfig(Config):
     """Inverse regularisation strengths of the linear probe, chosen on the validation split."""
     bootstrap: PositiveInt = 1000
     """Resamples behind each confidence interval; groups are drawn whole."""
+    overlap: Fraction = 0.5
+    """Share of a window that the next one covers as well, along each axis, where masks are predicted by windows."""
+    blend: Literal["constant", "gaussian"] = "gaussian"
+    """Weights with which predictions of overlapping windows are averaged: all alike, or less towards the borders."""
     label_efficiency: LabelEfficiencyConfig | None = LabelEfficiencyConfig()
     """The comparison with random initialisation; left out where null."""
     remarks: tuple[str, ...] = no_result(())
@@ -424,20 +439,3 @@ class Recipe(Config):
     """Settings of the last stage."""
     compute: ComputeConfig = no_result(ComputeConfig())
     """How the work is carried out."""
-
-
-def results_only(config: BaseModel, mark: str = "affects_results") -> dict[str, Any]:
-    """The JSON form of ``config`` without the fields that a helper above marked as changing nothing.
-
-    ``mark`` "affects_prepared" leaves out `training_only` fields as well.
-    """
-    marks = {"affects_results", mark}
-    kept: dict[str, Any] = {}
-    dump = config.model_dump(mode="json")
-    for name, field in type(config).model_fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, Mapping) and any(extra.get(m) is False for m in marks):
-            continue
-        value = getattr(config, name)
-        kept[name] = results_only(value, mark) if isinstance(value, BaseModel) else dump[name]
-    return kept

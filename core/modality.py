@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
-from core.config import MaskConfig, PluginInfo, PluginSettings
+from core.config import MaskConfig, PluginInfo, PluginSettings, TaskConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +40,8 @@ class Item:
     row: int | None = None
     """Row in the container, for sources that are tables of contents."""
     target: Any = None
-    """Label as the source spells it: a class name, a list of them, a number, a list of numbers, or None."""
+    """Label as the source spells it: a class name, a list of them, a number, a list of numbers, the absolute path of a
+    mask, or None."""
     group: str | None = None
     """What must not be divided between splits: a patient, a video, a speaker."""
     split: Split | None = None
@@ -58,7 +59,8 @@ class Record:
     """One readable thing, compact and picklable.
 
     From `read`, ``target`` is spelled as in the source. In `view` it is encoded: a class index (int),
-    a 0/1 list (multi-label), or a list of floats (regression); None where there is no label.
+    a 0/1 list (multi-label), or a list of floats (regression); None where there is no label. In segmentation it is in
+    both the sorted list of the class indices in the mask, which stands in the payload.
     """
 
     key: str
@@ -82,9 +84,13 @@ class Sample:
     data: "np.ndarray[Any, Any]"
     """Compact (uint8, int16 ...) array; the same shape for every view of a stage."""
     target: Any = None
-    """The record's target, or a dense target cut like the data."""
+    """The record's target, or a dense target (*input_shape), uint8 or uint16, cut like the data; 255 is unlabelled."""
     length: int | None = None
     """Extent of real data along the first axis of the input, where the rest is padding; all samples tell, or none."""
+    place: tuple[int, ...] | None = None
+    """Where the view begins in the record's whole array, along each axis of the input; may lie outside where padded."""
+    whole: tuple[int, ...] | None = None
+    """Extent of that whole array along each axis."""
 
 
 @dataclass(slots=True)
@@ -94,7 +100,7 @@ class SampleBatch:
     data: "torch.Tensor"
     """(B, ...) in the samples' dtype."""
     target: "torch.Tensor | None"
-    """(B, ...): int64 classes, or float32."""
+    """(B, ...): int64 classes, of the item or of each pixel or voxel (B, *input_shape); or float32."""
     length: "torch.Tensor | None" = None
     """(B,) int64."""
 
@@ -162,6 +168,10 @@ class Modality(ABC, Generic[SettingsT]):
     """Whether a bad file may crash or hang `read`: it then always runs in processes other than the stage's own."""
     secret: bytes = b""
     """Key for `core.data.private.pseudonym`; set by the engine where ``info.private``, and never to be shown."""
+    task: TaskConfig = TaskConfig()
+    """The recipe's task, set by the engine; a plugin that can read masks does so where it is segmentation."""
+    overlap: float = 0.5
+    """Share of a window of `views` that the next one covers as well, along each axis; set by the engine."""
     noticed: Mapping[str, int] = MappingProxyType({})
     """What `discover` has to say of a source beside its items, such as files passed over: numbers by kind."""
 
@@ -202,7 +212,11 @@ class Modality(ABC, Generic[SettingsT]):
         return [self.view(record, rng, train=True) for rng in rngs]
 
     def views(self, record: Record) -> Sequence[Sample]:
-        """The views whose predictions are averaged in evaluation; by default the one fixed view."""
+        """The views whose predictions are averaged in evaluation; by default the one fixed view.
+
+        In segmentation they are windows that together cover the record, each with its ``place``, the ``whole`` and a
+        dense target; `core.data.windows.window_places` places them.
+        """
         import numpy as np
 
         return [self.view(record, np.random.default_rng(0), train=False)]

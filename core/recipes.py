@@ -93,8 +93,13 @@ def _check_task(recipe: Recipe, origin: str) -> None:
             f"recipe {origin}: finetune.mixup and finetune.cutmix are for single_label tasks, this one is {kind}; "
             "set both to 0"
         )
-    if kind is TaskKind.REGRESSION and config.sampling == "balanced":
-        raise UserError(f"recipe {origin}: finetune.sampling=balanced needs classes, a {kind} task has none")
+    if kind in (TaskKind.REGRESSION, TaskKind.SEGMENTATION) and config.sampling == "balanced":
+        why = (
+            "needs classes, a {} task has none"
+            if kind is TaskKind.REGRESSION
+            else "is not for {}, whose items have many"
+        )
+        raise UserError(f"recipe {origin}: finetune.sampling=balanced {why.format(kind)}; set it to uniform")
 
 
 def _check_privacy(recipe: Recipe, origin: str) -> None:

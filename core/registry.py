@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from core.config import CONTRACT_VERSION, PluginInfo, PluginSettings
+from core.config import CONTRACT_VERSION, PluginInfo, PluginSettings, Recipe
 from core.errors import UserError
 from core.modality import Modality, Purpose
 
@@ -156,6 +156,17 @@ def plugin(
         UserError: if the plugin cannot be imported.
     """
     return plugin_class(name)(settings, purpose, input_shape)
+
+
+def plugin_for(recipe: Recipe, purpose: Purpose, input_shape: tuple[int, ...] | None = None) -> Modality[Any]:
+    """The recipe's plugin for a stage, told what the recipe has to say beside its ``data`` group.
+
+    Raises:
+        UserError: if the plugin cannot be imported.
+    """
+    live = plugin(recipe.modality, recipe.data, purpose, input_shape)
+    live.task, live.overlap = recipe.task, recipe.evaluate.overlap
+    return live
 
 
 def recipe_files(name: str) -> dict[str, Path]:

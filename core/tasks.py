@@ -25,7 +25,8 @@ def encode_targets(
 ) -> tuple[Target | None, list[Any]]:
     """What the items are labelled with, and their encoded targets: int, 0/1 list, list of floats, or None.
 
-    Classes are sorted as people sort them, numbers by value; the order depends on nothing but the names.
+    Classes are sorted as people sort them, numbers by value; the order depends on nothing but the names. Those of masks
+    are the recipe's, and what an item is labelled with are the indices found in its mask.
     Errors call an item by its entry in ``keys``, or by its place where there are none.
 
     Raises:
@@ -36,6 +37,9 @@ def encode_targets(
     if config.kind is TaskKind.REGRESSION:
         numbers = _read(raw, _numbers, keys)
         return Target(task=config, outputs=_one_length(numbers, keys)), numbers
+    if config.kind is TaskKind.SEGMENTATION:
+        inside = _read(raw, lambda label: _indices(label, config.classes), keys)
+        return Target(task=config, classes=config.classes, outputs=len(config.classes)), inside
     several = config.kind is TaskKind.MULTI
     names = _read(raw, lambda label: _names(label, several=several), keys)
     classes = _sorted({name for given in names if given for name in given})
@@ -88,6 +92,18 @@ def _numbers(label: Any) -> list[float]:
     return numbers
 
 
+def _indices(label: Any, classes: Sequence[str]) -> list[int]:
+    """Class indices in a mask."""
+    if not isinstance(label, (list, tuple)) or not all(isinstance(index, int) and index >= 0 for index in label):
+        raise UserError(f"a segmentation task met the label {label!r}; the plugin has to give the values of a mask")
+    if over := [index for index in label if index >= len(classes)]:
+        raise UserError(
+            f"its mask holds the value {over[0]}, but task.classes names {len(classes)}: 0 to {len(classes) - 1}; "
+            "name all values of the masks"
+        )
+    return sorted(label)
+
+
 def _one_length(numbers: Sequence[list[float] | None], keys: Sequence[str] | None) -> int:
     """How many numbers every labelled item has."""
     lengths = {number: len(given) for number, given in enumerate(numbers) if given is not None}
@@ -130,6 +146,10 @@ class Task(ABC):
     @staticmethod
     def of(target: Target) -> "Task":
         """The task that ``target`` is for."""
+        if target.task.kind is TaskKind.SEGMENTATION:
+            from core.segmentation import Segmentation  # Built upon this module.
+
+            return Segmentation(target)
         return _TASKS[target.task.kind](target)
 
     @abstractmethod

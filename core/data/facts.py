@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.config import Recipe
+from core.config import Recipe, TaskKind
 from core.data.card import class_counts
 from core.data.shards import Result, Row
 from core.data.splits import Member, assign
@@ -51,7 +51,12 @@ class Facts:
     def classes(self) -> dict[str, dict[str, int]]:
         """Items of each class by split."""
         known = self.target is not None and bool(self.target.classes)
-        return class_counts(self.target.classes, self.targets, self.splits) if known and self.target else {}
+        if not known or not self.target:
+            return {}
+        targets = self.targets
+        if self.target.task.kind is TaskKind.SEGMENTATION:  # What is in a mask, as 0 and 1 for each class.
+            targets = [None if t is None else [int(c in t) for c in range(self.target.outputs)] for t in targets]
+        return class_counts(self.target.classes, targets, self.splits)
 
 
 def gather(results: Sequence[Result], recipe: Recipe) -> Facts:

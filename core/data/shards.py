@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from core.config import results_only
+from core.config import TaskKind, results_only
 from core.data.private import hidden_records, without_names
 from core.data.sources import listing
 from core.modality import Item, Modality, Record, Unreadable
@@ -93,13 +93,15 @@ def plan(items: Sequence[Item], plugin: Modality[Any], shard_items: int) -> list
         number = int.from_bytes(hashlib.blake2b(item.key.encode(), digest_size=4).digest(), "big")
         divided[number % buckets].append(item)
     settings = results_only(plugin.settings, "affects_prepared")
-    about = [SCHEMA, REVISION, plugin.info.name, plugin.info.revision, settings]
+    masked = plugin.task.kind is TaskKind.SEGMENTATION
+    about = [SCHEMA, REVISION, plugin.info.name, plugin.info.revision, settings, *(["masked"] if masked else [])]
     about += [plugin.secret.hex()] if plugin.secret else []  # Keyed: nobody can test guessed names of files against it.
     containers = {path: _container(path) for path in {item.path for item in items if item.row is not None}}
     times = Counter(item.path for item in items if item.row is None)
     shared = [frozenset(item.path for item in part if times[item.path] > 1) for part in divided]
     identities = [
-        [_identity(item, item.path in many) for item in part] for part, many in zip(divided, shared, strict=True)
+        [_identity(item, item.path in many, masked) for item in part]
+        for part, many in zip(divided, shared, strict=True)
     ]
     inside = [sorted({containers[i.path] for i in part if i.row is not None}) for part in divided]
     return [
@@ -109,8 +111,11 @@ def plan(items: Sequence[Item], plugin: Modality[Any], shard_items: int) -> list
     ]
 
 
-def _identity(item: Item, shared: bool) -> list[Any]:
-    own = [item.key, item.row, item.target, item.group, item.split, item.size, item.mtime_ns, shared]
+def _identity(item: Item, shared: bool, masked: bool) -> list[Any]:
+    target = item.target
+    if masked and target is not None:  # The mask's state, not its place: a source may be moved.
+        target = [Path(target).name, *_state(target)]
+    own = [item.key, item.row, target, item.group, item.split, item.size, item.mtime_ns, shared]
     return [*own, [_state(part) for part in item.parts]] if item.parts else own
 
 
@@ -263,9 +268,10 @@ def _content(item: Item, records: Sequence[Record], shared: bool, secret: bytes)
 
 def _without_path(text: str, item: Item, plugin: Modality[Any]) -> str:
     """Reasons are public; where the file lies, and the names of a private source or of many parts, are not."""
+    mask = str(item.target) if plugin.task.kind is TaskKind.SEGMENTATION and item.target else ""
     if plugin.info.private or item.parts:
-        return without_names(text, (item.path, *item.parts), item.key)
-    for secret in (item.path, os.path.realpath(item.path), Path(item.path).name):
+        return without_names(text, (item.path, *item.parts, mask), item.key)
+    for secret in (item.path, os.path.realpath(item.path), Path(item.path).name, mask, Path(mask).name):
         if secret and secret not in item.key:
             text = text.replace(secret, item.key)
     return text

@@ -35,7 +35,7 @@ def unnamed(private: bool = True) -> Iterator[None]:
         _UNNAMED.reset(token)
 
 
-def _called(source: str, what: str = "source") -> str:
+def called(source: str, what: str = "source") -> str:
     """A source in an error's text."""
     return f"the {what}" if _UNNAMED.get() else f"{what} {source}"
 
@@ -62,7 +62,7 @@ def kind_of(source: str) -> str:
             if near
             else "; give a folder, a .csv or .parquet manifest, or a saved dataset"
         )
-        raise UserError(f"{_called(source)} does not exist{hint}")
+        raise UserError(f"{called(source)} does not exist{hint}")
     if path.is_dir():
         saved = any((path / name).exists() for name in ("dataset_dict.json", "state.json"))
         return "huggingface" if saved else "folder"
@@ -81,7 +81,7 @@ def check_kind(source: str, modality: str, kinds: Sequence[str]) -> None:
     if kind == "file" and Path(source).suffix.lower() in TABLES and "manifest" in kinds:
         _table(source)  # Says which column is missing, or that the table cannot be read.
     known = ", ".join(_KINDS.get(name, name) for name in kinds)
-    raise UserError(f"{_called(source)} is {_KINDS[kind]}, which {modality!r} does not read; it reads {known}")
+    raise UserError(f"{called(source)} is {_KINDS[kind]}, which {modality!r} does not read; it reads {known}")
 
 
 _KINDS = {
@@ -109,7 +109,7 @@ def _columns(table: Path) -> Sequence[str]:
 def listing(source: str) -> list[tuple[str, int, int]]:
     """The identity of a source: (relative path, bytes, modification time in ns) of its files, sorted.
 
-    A file that a manifest names and that is missing has -1 bytes.
+    A file that a manifest names and that is missing has -1 bytes; masks that it names in place of labels count, too.
     """
     kind = kind_of(source)
     if kind == "file":
@@ -118,7 +118,11 @@ def listing(source: str) -> list[tuple[str, int, int]]:
         return sorted((key, *_facts(path)) for key, path in _walk(source))
     rows = [(Path(source).name, *_facts(source))]
     base = Path(source).parent
-    rows += [(str(row["path"]), *_facts(base / str(row["path"]))) for row in _table(source)]
+    for row in _table(source):
+        rows.append((str(row["path"]), *_facts(base / str(row["path"]))))
+        mask = str(row.get("label") or "")
+        if Path(mask).suffix and (base / mask).is_file():  # A label that is a mask's path.
+            rows.append((mask, *_facts(base / mask)))
     return sorted(rows)
 
 
@@ -139,7 +143,7 @@ def discover(source: str, suffixes: frozenset[str], sniff: Sniff) -> list[Item]:
     else:  # A table that is no manifest is told so, with the columns it has.
         items = list(_in_dataset(source) if kind == "huggingface" else _in_manifest(source))
     if not items:
-        raise UserError(f"{_called(source)} ({kind}) holds no item; looked for {', '.join(sorted(suffixes))}")
+        raise UserError(f"{called(source)} ({kind}) holds no item; looked for {', '.join(sorted(suffixes))}")
     return sorted(items, key=lambda item: item.key)
 
 
@@ -167,7 +171,7 @@ def _walk(source: str) -> Iterator[tuple[str, str]]:
             entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
         except OSError as error:
             if not prefix:
-                raise UserError(f"{_called(folder)} cannot be listed: {error.strerror}") from None
+                raise UserError(f"{called(folder)} cannot be listed: {error.strerror}") from None
             yield prefix.rstrip("/"), folder
             continue
         if prefix and not entries:
@@ -240,12 +244,12 @@ def _table(source: str) -> list[dict[str, Any]]:
             table = parquet.read_table(source)
     except (pa.ArrowException, OSError) as error:
         why = _aside(f": {str(error).splitlines()[0]}")
-        raise UserError(f"{_called(source, 'manifest')} cannot be read{why}") from None
+        raise UserError(f"{called(source, 'manifest')} cannot be read{why}") from None
     if "path" not in table.column_names:
         near = get_close_matches("path", table.column_names, n=1, cutoff=0.4)
         hint = f" (it has {', '.join(table.column_names)})" + (f"; is {near[0]!r} meant?" if near else "")
         # Without a line of names, the first line of data is taken for it.
-        raise UserError(f"{_called(source, 'manifest')} has no column 'path'{_aside(hint)}")
+        raise UserError(f"{called(source, 'manifest')} has no column 'path'{_aside(hint)}")
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
@@ -256,10 +260,10 @@ def _in_manifest(source: str) -> Iterator[Item]:
         key = Path(str(row["path"])).as_posix()
         if key in seen:
             name = _aside(f" {key!r}") or " its path"
-            raise UserError(f"{_called(source, 'manifest')}, line {number}:{name} is listed twice")
+            raise UserError(f"{called(source, 'manifest')}, line {number}:{name} is listed twice")
         seen.add(key)
         path = base / key
-        split = _split(row.get("split"), f"{_called(source, 'manifest')}, line {number}")
+        split = _split(row.get("split"), f"{called(source, 'manifest')}, line {number}")
         group = row.get("group")
         size, mtime = _facts(path)
         yield Item(

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from core.config import PretrainConfig, Recipe
+from core.config import PretrainConfig, Recipe, TaskKind
 from core.data.loading import FixedViews, Ids, Part, Stream, TrainViews
 from core.data.seeds import seed_of, torch_rng
 from core.data.store import PreparedStore
@@ -226,7 +226,7 @@ class _Probe:
     @classmethod
     def of(cls, source: PreparedData, store: PreparedStore) -> "_Probe | None":
         """The probe on the labelled ``source``, or None where it has no labels on both sides."""
-        if source.target is None or not source.target.classes:
+        if source.target is None or not source.target.classes or source.target.task.kind is TaskKind.SEGMENTATION:
             return None
         train, val = store.ids("train", labelled=True)[:PROBE_LIMIT], store.ids("val", labelled=True)
         return cls(store, Task.of(source.target), train, val) if len(train) and len(val) else None

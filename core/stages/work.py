@@ -21,7 +21,7 @@ from core.model.mae import fixed_positions
 from core.model.patches import PatchSpec
 from core.model.positions import cut_or_extend, resample
 from core.records import Geometry, PreparedData, PretrainedEncoder, Statistics
-from core.registry import plugin
+from core.registry import plugin_for
 from core.tracking import NullTracker, Tracker
 from core.workspace import Home
 
@@ -76,7 +76,7 @@ def _flat(name: str, value: Any) -> dict[str, Any]:
 
 def live_plugin(recipe: Recipe, purpose: Purpose, input_shape: tuple[int, ...] | None = None) -> Modality[Any]:
     """The recipe's plugin for a stage."""
-    return plugin(recipe.modality, recipe.data, purpose, input_shape)
+    return plugin_for(recipe, purpose, input_shape)
 
 
 def stats_on(statistics: Statistics, device: torch.device) -> Stats:

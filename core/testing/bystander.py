@@ -22,7 +22,7 @@ from core.data.codecs import decode
 from core.data.private import hidden_items
 from core.modality import Item, Modality, Purpose, Record, Unreadable
 from core.recipes import resolve
-from core.registry import plugin
+from core.registry import plugin_for
 
 LIMIT = 60.0
 """Seconds for all broken files together; a plugin that waits for ever is found by it."""
@@ -32,7 +32,7 @@ SECRET = bytes(range(32))
 
 def live_plugin(recipe: Recipe, purpose: Purpose, input_shape: tuple[int, ...] | None) -> Modality[Any]:
     """The recipe's plugin with the kit's secret, where it is to have one."""
-    live = plugin(recipe.modality, recipe.data, purpose, input_shape)
+    live = plugin_for(recipe, purpose, input_shape)
     if live.info.private:
         live.secret = SECRET
     return live

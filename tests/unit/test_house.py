@@ -185,8 +185,8 @@ def leaves(values, prefix=""):
 
 
 AFFECTING = """
-modality seed task.kind task.class_weights prepare.val_fraction prepare.test_fraction prepare.divided_groups
-prepare.max_unreadable
+modality seed task.kind task.class_weights task.classes prepare.val_fraction prepare.test_fraction
+prepare.divided_groups prepare.max_unreadable
 prepare.seconds_per_item prepare.shard_items model.width model.depth model.heads model.mlp_ratio model.cls_token
 model.positions model.other_size model.decoder.attention model.decoder.window model.decoder.shift
 model.decoder.width model.decoder.depth model.decoder.heads pretrain.epochs
@@ -202,6 +202,7 @@ finetune.base_lr finetune.min_lr
 finetune.betas finetune.weight_decay finetune.clip_grad finetune.drop_path finetune.precision finetune.ema
 finetune.input_shape finetune.validate_every finetune.layer_decay finetune.pool finetune.label_smoothing
 finetune.mixup finetune.cutmix finetune.sampling finetune.epoch_samples
+finetune.segmenter.kind finetune.segmenter.width evaluate.overlap evaluate.blend
 evaluate.batch evaluate.knn_k evaluate.knn_temperature evaluate.linear_c
 evaluate.bootstrap evaluate.label_efficiency.labels_per_class evaluate.label_efficiency.seeds
 evaluate.label_efficiency.steps evaluate.label_efficiency.batch evaluate.label_efficiency.pretrained.base_lr

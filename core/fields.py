@@ -1,0 +1,42 @@
+"""What settings are made of: the base of every block, marks for fields, and the part of a block that shapes results."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+def no_result(default: Any, **constraints: Any) -> Any:
+    """A field that cannot change results and is therefore left out of digests."""
+    return Field(default, json_schema_extra={"affects_results": False}, **constraints)
+
+
+def training_only(default: Any, **constraints: Any) -> Any:
+    """A plugin's field that shapes views in training or testing and leaves prepared data as they are."""
+    return Field(default, json_schema_extra={"affects_prepared": False}, **constraints)
+
+
+class Config(BaseModel):
+    """Base of every settings block: immutable, documented field by field, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def results_only(config: BaseModel, mark: str = "affects_results") -> dict[str, Any]:
+    """The JSON form of ``config`` without the fields that a helper above marked as changing nothing.
+
+    ``mark`` "affects_prepared" leaves out `training_only` fields as well.
+    """
+    marks = {"affects_results", mark}
+    kept: dict[str, Any] = {}
+    dump = config.model_dump(mode="json")
+    for name, field in type(config).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, Mapping) and any(extra.get(m) is False for m in marks):
+            continue
+        value = getattr(config, name)
+        kept[name] = results_only(value, mark) if isinstance(value, BaseModel) else dump[name]
+    return kept
