@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from core.config import Config, ModelConfig, TaskConfig
+from core.config import Config, ModelConfig, SegmenterConfig, TaskConfig
 from core.errors import UserError
 
 RECORD_FILE = "record.json"
@@ -130,6 +130,8 @@ class TunedModel(Record):
     """What it predicts."""
     pool: Literal["mean", "cls"]
     """What its head reads."""
+    segmenter: SegmenterConfig | None = None
+    """Its head, where it gives masks."""
     encoder: str
     """Digest of the encoder it started from."""
     prepared: str

@@ -27,9 +27,10 @@ def main(home: Path, folder: Path, run_id: str) -> None:
     mlflow.set_tracking_uri(settings.tracking_uri(home))
     record = read_record(folder, TunedModel)
     shape = (record.geometry.channels, *record.geometry.input_shape)
+    dense = record.geometry.input_shape if record.segmenter else ()
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *shape))]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, record.target.outputs))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, record.target.outputs, *dense))]),
     )
     torch.set_num_threads(1)
     with mlflow.start_run(run_id=run_id, log_system_metrics=False):

@@ -6,8 +6,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from core.model.heads import Classifier
+from core.model.heads import Head
 from core.model.patches import PatchSpec
+from core.model.segmentation import head_for
 from core.records import TunedModel, read_record
 
 
@@ -17,7 +18,7 @@ class ServedClassifier(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: Classifier, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, model: Head, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.model = model
         shape = (1, -1) + (1,) * len(model.spec.input_shape)
@@ -25,7 +26,10 @@ class ServedClassifier(nn.Module):
         self.register_buffer("std", std.view(shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (B, C, *input_shape) in natural units, such as 0 to 1, to logits (B, outputs)."""
+        """Features (B, C, *input_shape) in natural units, such as 0 to 1, to logits (B, outputs).
+
+        Of a segmenter they are (B, outputs, *input_shape).
+        """
         return self.model.classify((x - self.mean) / self.std)
 
 
@@ -38,7 +42,7 @@ def load_classifier(folder: Path) -> ServedClassifier:
     record = read_record(folder, TunedModel)
     geometry, statistics = record.geometry, record.statistics
     spec = PatchSpec(geometry.channels, geometry.input_shape, geometry.patch_shape)
-    model = Classifier(spec, record.model, record.target.outputs, record.pool)
+    model = head_for(record.target, spec, record.model, record.pool, record.segmenter)
     model.load_state_dict(load_file(folder / record.weights))
     served = ServedClassifier(model, torch.tensor(statistics.mean), torch.tensor(statistics.std))
     return served.eval()

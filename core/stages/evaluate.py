@@ -16,11 +16,13 @@ from core.data.seeds import seed_of, torch_rng
 from core.errors import StageError, Stopped
 from core.evaluation.metrics import bootstrap_interval, confusion_matrix, per_class
 from core.evaluation.probes import knn_predict, linear_probe
-from core.model.heads import Classifier
+from core.model.heads import Head
 from core.model.mae import Encoder
+from core.model.segmentation import head_for
 from core.records import EvalReport, PreparedData, PretrainedEncoder, TunedModel
 from core.stages.efficiency import Bench, collect, plan, run_cells
 from core.stages.finetune import Labelled, require_target
+from core.stages.segmenting import score_segmenter
 from core.stages.work import (
     Work,
     encoder_weights,
@@ -62,7 +64,7 @@ def evaluate(
     results: dict[str, Any] = {"classes": list(target.classes), "seconds": {}}
     results |= score_tuned(recipe, tuned, on, test, work)
     results["seconds"]["tuned"] = time.monotonic() - clock
-    results["probes"] = probe_frozen(recipe, encoder, on, work)
+    results["probes"] = {} if task.kind is TaskKind.SEGMENTATION else probe_frozen(recipe, encoder, on, work)
     results["seconds"]["probes"] = time.monotonic() - clock - results["seconds"]["tuned"]
     efficiency = recipe.evaluate.label_efficiency
     if efficiency and task.kind is TaskKind.SINGLE:
@@ -96,10 +98,13 @@ def evaluate(
 
 
 def score_tuned(recipe: Recipe, tuned: TunedModel, on: Labelled, test: Ids, work: Work) -> dict[str, Any]:
-    """Test metrics of the tuned model with their intervals, per class and as a confusion matrix."""
-    model = Classifier(spec_of(tuned.geometry), tuned.model, on.task.outputs, tuned.pool)
+    """Test metrics of the tuned model with their intervals, per class, and as a confusion matrix or case by case."""
+    model = head_for(on.task.target, spec_of(tuned.geometry), tuned.model, tuned.pool, tuned.segmenter)
     model.load_state_dict(load_file(work.home.resolve(tuned.folder) / tuned.weights))
-    logits, targets = predict_views(model.to(on.stats.mean.device), on, test, recipe.evaluate.batch)
+    model = model.to(on.stats.mean.device)
+    if on.task.kind is TaskKind.SEGMENTATION:
+        return score_segmenter(recipe, model, on, test, work)
+    logits, targets = predict_views(model, on, test, recipe.evaluate.batch)
     results: dict[str, Any] = {"test": on.task.metrics(logits, targets), "intervals": {}}
     rng = np.random.default_rng(seed_of(recipe.seed, "bootstrap"))
     groups = on.store.groups(test)
@@ -117,7 +122,7 @@ def score_tuned(recipe: Recipe, tuned: TunedModel, on: Labelled, test: Ids, work
 
 
 @torch.no_grad()
-def predict_views(model: Classifier, on: Labelled, ids: Ids, batch: int) -> tuple[Tensor, Tensor]:
+def predict_views(model: Head, on: Labelled, ids: Ids, batch: int) -> tuple[Tensor, Tensor]:
     """Logits averaged over each row's evaluation views, and targets, on the CPU."""
     model.eval()
     device = on.stats.mean.device

@@ -15,9 +15,11 @@ from core.data.seeds import seed_of
 from core.data.store import PreparedStore
 from core.errors import StageError, UserError
 from core.modality import Modality, Stats
-from core.model.heads import Classifier
+from core.model.heads import Head
 from core.model.patches import PatchSpec
+from core.model.segmentation import head_for
 from core.records import PreparedData, PretrainedEncoder, Target, TunedModel
+from core.segmentation import Segmentation
 from core.stages.work import (
     Work,
     differences,
@@ -49,7 +51,7 @@ class Labelled:
     plugin: Modality[Any]
     stats: Stats
 
-    def predict(self, model: Classifier, ids: Ids, batch: int) -> tuple[Tensor, Tensor]:
+    def predict(self, model: Head, ids: Ids, batch: int) -> tuple[Tensor, Tensor]:
         """Logits (N, outputs) and targets (N, ...) of the fixed views of ``ids``, on the CPU."""
         views = FixedViews(self.store, ids, self.plugin, batch, self.task.tensor)
         return _predict(model, views, self.plugin, self.stats)
@@ -80,7 +82,7 @@ def finetune(recipe: Recipe, encoder: PretrainedEncoder, labelled: PreparedData,
     stream = Stream(
         [_part(recipe.finetune, task, on.store, train)], seed_of(recipe.seed, "finetune"), recipe.finetune.repeats
     )
-    look = _Look(on, objective, val, recipe.evaluate.batch)
+    look = (_DenseLook if isinstance(task, Segmentation) else _Look)(on, objective, val, recipe.evaluate.batch)
     job = Job(
         name="finetune",
         config=recipe.finetune,
@@ -115,6 +117,7 @@ def finetune(recipe: Recipe, encoder: PretrainedEncoder, labelled: PreparedData,
         statistics=encoder.statistics,
         target=target,
         pool=recipe.finetune.pool,
+        segmenter=recipe.finetune.segmenter if isinstance(task, Segmentation) else None,
         encoder=encoder.digest,
         prepared=labelled.digest,
         metrics={"finetune/loss": loss, **metrics},
@@ -128,7 +131,10 @@ def require_target(labelled: PreparedData) -> Target:
         UserError: if nothing is.
     """
     if labelled.target is None:
-        raise UserError("no item has a label; give a source with class folders or a label column as --labelled")
+        raise UserError(
+            "no item has a label; give a source with class folders or a label column as --labelled, or with masks for "
+            "segmentation"
+        )
     return labelled.target
 
 
@@ -141,10 +147,18 @@ def build(
     seed: int,
     *,
     pretrained: bool = True,
-) -> Classifier:
-    """A classifier around ``encoder``, or around random weights of the same shape drawn from ``seed``."""
+) -> Head:
+    """A model for the task around ``encoder``, or around random weights of the same shape drawn from ``seed``.
+
+    Raises:
+        UserError: if the recipe's head does not suit the model or the data's geometry.
+    """
     torch.manual_seed(seed)
-    model = Classifier(spec, encoder.model, task.outputs, recipe.finetune.pool, recipe.finetune.drop_path)
+    config = recipe.finetune
+    try:
+        model = head_for(task.target, spec, encoder.model, config.pool, config.segmenter, config.drop_path)
+    except ValueError as error:
+        raise UserError(f"recipe {recipe.name}: {error}") from None
     if pretrained:
         model.load_encoder(encoder_weights(work.home, encoder, spec))
     return model
@@ -160,14 +174,14 @@ def _part(config: FinetuneConfig, task: Task, store: PreparedStore, train: Ids) 
     )
 
 
-def layer_groups(model: Classifier, config: FinetuneConfig) -> list[dict[str, Any]]:
+def layer_groups(model: Head, config: FinetuneConfig) -> list[dict[str, Any]]:
     """Optimiser groups with layer-wise learning-rate decay."""
     named = model.named_parameters()
     return parameter_groups(named, config.weight_decay, layer_decay=config.layer_decay, depth=model.config.depth)
 
 
 @torch.no_grad()
-def _predict(model: Classifier, views: FixedViews, plugin: Modality[Any], stats: Stats) -> tuple[Tensor, Tensor]:
+def _predict(model: Head, views: FixedViews, plugin: Modality[Any], stats: Stats) -> tuple[Tensor, Tensor]:
     was_training = model.training
     model.eval()
     logits, targets = [], []
@@ -196,6 +210,32 @@ class _Look:
         loss = self._on.task.loss(logits, targets, weights=None, smoothing=0.0)
         metrics = self._on.task.metrics(logits, targets)
         self.last = {"finetune/val_loss": float(loss)} | {f"finetune/val_{k}": v for k, v in metrics.items()}
+        return self.last
+
+
+class _DenseLook(_Look):
+    """Validation of a segmenter on the fixed views; a batch at a time, for masks are large."""
+
+    @torch.no_grad()
+    def __call__(self, step: int) -> Mapping[str, float]:
+        """Validation metrics after ``step`` steps."""
+        on, model = self._on, self._objective.model
+        assert isinstance(on.task, Segmentation)
+        views = FixedViews(on.store, self._val, on.plugin, self._batch, on.task.tensor)
+        if len(views) == 0:
+            return {}
+        model.eval()
+        loss, counts = 0.0, []
+        for number in range(len(views)):
+            batch = fixed_batch(views, number, on.plugin, on.stats, on.stats.mean.device, 0)
+            assert batch.target is not None, "only labelled rows are asked for"
+            logits = model.classify(batch.x, batch.valid)
+            loss += float(on.task.loss(logits, batch.target, weights=None, smoothing=0.0)) * len(batch.x)
+            counts.append(on.task.counts(on.task.predictions(logits), batch.target).cpu())
+        model.train()
+        scores = on.task.scores(torch.cat(counts))
+        self.last = {"finetune/val_loss": loss / len(self._val)}
+        self.last |= {f"finetune/val_{name}": value for name, value in scores.items()}
         return self.last
 
 

@@ -1,4 +1,4 @@
-"""The fine-tuning objective: a classifier's loss, with mixup and cutmix where the recipe asks for them."""
+"""The fine-tuning objective: the loss of a classifier or segmenter, with mixup and cutmix where asked for."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from core.config import FinetuneConfig, TaskKind
 from core.errors import UserError
 from core.modality import Batch
-from core.model.heads import Classifier
+from core.model.heads import Head
 from core.model.objective import Facts, Objective
 from core.tasks import Task
 
@@ -17,9 +17,9 @@ from core.tasks import Task
 class ClassifierObjective(Objective):
     """One fine-tuning forward pass. Never waits for the device."""
 
-    model: Classifier
+    model: Head
 
-    def __init__(self, model: Classifier, task: Task, config: FinetuneConfig, class_weights: Tensor | None) -> None:
+    def __init__(self, model: Head, task: Task, config: FinetuneConfig, class_weights: Tensor | None) -> None:
         super().__init__()
         self.model = model
         self._task = task

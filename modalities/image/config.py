@@ -35,7 +35,8 @@ class AugmentConfig(Config):
     """Random views of a training image."""
 
     crop_scale: Scale = (0.2, 1.0)
-    """Share of the image's area that a random resized crop takes; 1 to 1 keeps the image whole."""
+    """Share of the image's area that a random resized crop takes; 1 to 1 keeps the image whole. In segmentation it is
+    the share of a window of the input's size, which is taken anywhere."""
     crop_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.75, 4 / 3)
     """Aspect ratio of that crop."""
     flip: Fraction = 0.5

@@ -10,14 +10,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from core.config import TaskKind
 from core.data import crops
 from core.data.codecs import decode
+from core.data.masks import mask_file, with_masks
 from core.data.policies import rand_augment
 from core.data.sources import discover
+from core.data.windows import cut_window, window_places
+from core.errors import UserError
 from core.modality import Batch, Item, Media, Modality, Record, Sample, SampleBatch, Stats
 from core.model.patches import PatchSpec
+from core.segmentation import IGNORE
 from modalities.image.augment import affine
 from modalities.image.config import PLUGIN, AugmentConfig, ImageSettings
+from modalities.image.masks import image_of, mask_of, read_mask, resize_mask, with_mask
 from modalities.image.reading import SUFFIXES, read, sniff
 
 SMALLEST_PICTURE = 112
@@ -42,13 +48,20 @@ class ImageModality(Modality[ImageSettings]):
     def _augment(self) -> AugmentConfig:
         return self.settings.finetune if self.purpose == "finetune" else self.settings.pretrain
 
+    @property
+    def _masked(self) -> bool:
+        return self.task.kind is TaskKind.SEGMENTATION
+
     def discover(self, source: str) -> Iterable[Item]:
         """Image files, manifest lines or dataset rows."""
-        return discover(source, SUFFIXES, sniff)
+        items = discover(source, SUFFIXES, sniff)
+        return with_masks(items, source) if self._masked else items
 
     def read(self, item: Item) -> Sequence[Record]:
-        """One record: the image, upright, shrunk to its stored size."""
-        return [read(item, self.settings)]
+        """One record: the image, upright, shrunk to its stored size, with its mask where there is one."""
+        mask = mask_file(item) if self._masked else None
+        record = read(item, self.settings)
+        return [record if mask is None else with_mask(record, read_mask(mask), self.settings.store.short_side)]
 
     def patches(self) -> PatchSpec:
         """(H, W) with the recipe's channels."""
@@ -56,6 +69,8 @@ class ImageModality(Modality[ImageSettings]):
 
     def view(self, record: Record, rng: np.random.Generator, train: bool) -> Sample:
         """(C, H, W) in the stored type: a random crop or motion, or the fixed centre crop."""
+        if self._masked:
+            return self._window(record, rng if train else None)
         pixels = _pixels(record)
         height, width = pixels.shape[1:]
         settings = self._augment
@@ -67,6 +82,38 @@ class ImageModality(Modality[ImageSettings]):
         if train and settings.rand_augment:
             pixels = _tensor(*rand_augment([_picture(pixels)], settings.rand_augment, rng))
         return Sample(pixels.numpy(), record.target)
+
+    def views(self, record: Record) -> Sequence[Sample]:
+        """The one fixed view; in segmentation windows that cover the image."""
+        if not self._masked:
+            return super().views(record)
+        pixels, mask = _pixels(record).numpy(), mask_of(record)
+        return [self._cut(pixels, mask, p) for p in window_places(pixels.shape[1:], self.size, self.overlap)]
+
+    def _window(self, record: Record, rng: np.random.Generator | None) -> Sample:
+        """A window of the stored image with its mask, from its middle; in training from anywhere, and zoomed into.
+
+        Windows have the scale in which `views` covers the image; a resized crop of all of it would not.
+        """
+        pixels, mask = _pixels(record).numpy(), mask_of(record)
+        spare = [max(0, n - size) for n, size in zip(pixels.shape[1:], self.size, strict=True)]
+        sample = self._cut(pixels, mask, [s // 2 if rng is None else int(rng.integers(s + 1)) for s in spare])
+        if rng is None:
+            return sample
+        settings = self._augment
+        if settings.affine or settings.rand_augment:
+            raise UserError(
+                "data: affine and rand_augment change images and not their masks; set both to null for segmentation"
+            )
+        box = crops.random_box((self.size[1], self.size[0]), settings.crop_scale, settings.crop_ratio, rng)
+        data = crops.resize(torch.from_numpy(sample.data), box, self.size).numpy()
+        return Sample(data, None if sample.target is None else resize_mask(sample.target, box, self.size))
+
+    def _cut(self, pixels: Array, mask: Array | None, corner: Sequence[int]) -> Sample:
+        """The window at ``corner``; beyond the border of an image that is too small it is black and not labelled."""
+        dense = None if mask is None else cut_window(mask, corner, self.size, IGNORE)
+        data = cut_window(pixels, corner, self.size, 0)
+        return Sample(data, dense, place=tuple(corner), whole=pixels.shape[1:])
 
     def _box(self, width: int, height: int, rng: np.random.Generator | None) -> crops.Box:
         """What part of an image is seen: a random crop, or the centre where ``rng`` is absent."""
@@ -85,11 +132,15 @@ class ImageModality(Modality[ImageSettings]):
 
     def batch(self, samples: SampleBatch, stats: Stats, rng: torch.Generator, train: bool) -> Batch:
         """Normalised; in training flipped and erased sample by sample."""
-        x = stats.normalise(self.features(samples))
-        if train:
+        x, target = stats.normalise(self.features(samples)), samples.target
+        if train and self._masked and target is not None:
+            both = crops.flip(torch.cat([x, target[:, None].to(x)], dim=1), self._augment.flip, rng)
+            x, target = both[:, :-1], both[:, -1].to(target)
+        elif train:
             x = crops.flip(x, self._augment.flip, rng)
+        if train:
             x = crops.erase(x, self._augment.erasing, rng)
-        return Batch(x, samples.target)
+        return Batch(x, target)
 
     def render(self, x: Array) -> Sequence[Media]:
         """A PNG of the first one or three channels; small images are enlarged without smoothing."""
@@ -105,6 +156,7 @@ class ImageModality(Modality[ImageSettings]):
 
 def _pixels(record: Record) -> Tensor:
     """(C, H, W) of what is stored."""
+    record = image_of(record)
     if record.codec == "jpeg":
         from torchvision.io import ImageReadMode, decode_jpeg  # Takes seconds to import; not every source needs it.
 
