@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-IGNORED = 255
-"""Value of a mask for what nobody has labelled, and for what comes in from outside."""
+from core.segmentation import IGNORE
 
 
 def flip(
@@ -42,7 +41,7 @@ def rotate(x: Tensor, target: Tensor | None, degrees: float, rng: torch.Generato
         (target[:, None] + 1).to(x.dtype), grid, mode="nearest", padding_mode="zeros", align_corners=False
     )
     labels = labels[:, 0].round().long()
-    return turned, torch.where(labels == 0, IGNORED, labels - 1)
+    return turned, torch.where(labels == 0, IGNORE, labels - 1)
 
 
 def _rotation(angle_B: Tensor, shape: torch.Size) -> Tensor:

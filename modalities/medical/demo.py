@@ -80,7 +80,7 @@ def _head(rng: np.random.Generator, *, ball: bool) -> Array:
     centre = rng.uniform(-0.3, 0.3, 3)
     if ball:
         values[((grid - centre[:, None, None, None]) ** 2).sum(0) < 0.12] += 90
-    return np.clip(values, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(values, 0, 255).astype(np.uint8))
 
 
 # --- the real brain ---------------------------------------------------------------------------------------------------

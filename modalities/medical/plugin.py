@@ -8,14 +8,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from core.config import TaskKind
 from core.data import crops
 from core.data.bricks import Bricks
+from core.data.masks import with_masks
+from core.data.windows import window_places
 from core.modality import Batch, Item, Media, Modality, Record, Sample, SampleBatch, Stats
 from core.model.patches import PatchSpec
+from core.segmentation import IGNORE
 from modalities.medical import augment
 from modalities.medical.config import PLUGIN, AugmentConfig, MedicalSettings
 from modalities.medical.finding import find
-from modalities.medical.reading import IGNORED, fixed_point, read
+from modalities.medical.reading import fixed_point, read
 
 Array = NDArray[Any]
 SQUARE = (0.9, 1.1)
@@ -39,12 +43,12 @@ class MedicalModality(Modality[MedicalSettings]):
 
     @property
     def _masked(self) -> bool:
-        return False
+        return self.task.kind is TaskKind.SEGMENTATION
 
     def discover(self, source: str) -> Iterable[Item]:
         """Series, images and NIfTI files, whatever they are called; others are counted in ``noticed``."""
         items, self.noticed = find(source, self.settings)
-        return items
+        return with_masks(items, source) if self._masked else items
 
     def read(self, item: Item) -> Sequence[Record]:
         """Volumes in RAS at the recipe's spacing, or images, in true units."""
@@ -81,9 +85,9 @@ class MedicalModality(Modality[MedicalSettings]):
         """A box of a volume; beyond its borders lies its lowest value, which nobody has labelled."""
         payload = Bricks(record.payload)
         data = payload.box(corner, self.size, record.meta["least"])
-        if not self._masked:
+        if not payload.masked:
             return Sample(data, record.target)
-        mask = payload.box(corner, self.size, IGNORED, mask=True)
+        mask = payload.box(corner, self.size, IGNORE, mask=True)
         return Sample(data, mask, place=tuple(corner), whole=tuple(record.shape))
 
     def _image(self, record: Record, rng: np.random.Generator | None) -> Sample:
@@ -109,7 +113,7 @@ class MedicalModality(Modality[MedicalSettings]):
     def batch(self, samples: SampleBatch, stats: Stats, rng: torch.Generator, train: bool) -> Batch:
         """Normalised; in training turned, mirrored and changed in intensity, sample by sample."""
         x, change = stats.normalise(self.features(samples)), self._augment
-        mask = samples.target if self._masked else None
+        mask = samples.target.long() if self._masked and samples.target is not None else None
         if train:
             x, mask = augment.flip(x, mask, change.flip, rng)
             x, mask = augment.rotate(x, mask, change.rotate, rng)

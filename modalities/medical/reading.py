@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from core.data import bricks
+from core.data.masks import mask_file
 from core.modality import Item, Record, Unreadable
+from core.segmentation import IGNORE
 from modalities.medical import nifti, pixels, series
 from modalities.medical.config import MedicalSettings
 from modalities.medical.finding import is_nifti
@@ -40,6 +42,8 @@ def read(item: Item, settings: MedicalSettings, *, masked: bool = False) -> list
         ]
     if is_nifti(item.path):
         raise Unreadable("a volume; this recipe is for images of two axes")
+    if masked and item.target is not None:
+        raise Unreadable("masks of images of two axes are not read here; modality image does, of PNG files")
     return _images(item, settings)
 
 
@@ -69,7 +73,8 @@ def _volume(
     masked: bool,
 ) -> Record:
     _check(values)
-    mask = _mask(item, values.shape) if masked and item.target is not None else None
+    file = mask_file(item) if masked else None
+    mask = None if file is None else _mask(file, values.shape)
     volume, placed = to_ras(values, affine)
     mask = None if mask is None else to_ras(mask, affine)[0]
     if settings.spacing is not None:
@@ -89,15 +94,12 @@ def _rounded(numbers: Any) -> list[float]:
     return [round(float(number), 6) for number in numbers]
 
 
-def _mask(item: Item, shape: tuple[int, ...]) -> Array:
+def _mask(path: Path, shape: tuple[int, ...]) -> Array:
     """The mask of a volume, voxel for voxel.
 
     Raises:
-        Unreadable: if it is missing, or of another shape.
+        Unreadable: if it is of another shape, or holds anything but small whole numbers.
     """
-    path = Path(str(item.target))
-    if not path.is_file():
-        raise Unreadable("its mask is missing")
     mask, _ = nifti.read(str(path), int(np.prod(shape, dtype=np.int64)))
     if mask.shape != shape:
         raise Unreadable(f"its mask is of shape {mask.shape}, the scan of {shape}")
@@ -199,12 +201,8 @@ def _record(
 ) -> Record:
     side = settings.store.brick if settings.volumes else max(stored.shape)
     payload = bricks.encode(stored, side, settings.store.codec, mask)
-    target = item.target if mask is None else np.unique(mask[mask != IGNORED]).tolist() or None
+    target = item.target if mask is None else np.unique(mask[mask != IGNORE]).tolist() or None
     return Record(key, payload, bricks.CODEC, stored.shape, str(stored.dtype), target, item.group, facts)
-
-
-IGNORED = 255
-"""Value of a mask for voxels that nobody has labelled."""
 
 
 def fixed_point(settings: MedicalSettings) -> float:

@@ -14,6 +14,7 @@ from PIL import Image
 from core.data import bricks
 from core.data.loading import collate
 from core.modality import Item, Record, SampleBatch, Stats
+from core.segmentation import IGNORE
 from modalities.medical import augment, pictures
 from modalities.medical.config import MedicalSettings
 from modalities.medical.plugin import MedicalModality
@@ -108,7 +109,7 @@ def test_a_mask_goes_where_its_scan_goes(seed, shape, turn):
     if turn:
         moved, target = augment.rotate(moved, target, 30.0, rng)
     sure = (moved[:, 0] < 0.2) | (moved[:, 0] > 0.8)  # Between them lies the blurred border.
-    known = sure & (target != augment.IGNORED)
+    known = sure & (target != IGNORE)
     assert known.float().mean() > 0.6
     assert torch.equal((moved[:, 0] > 0.5)[known], (target == 1)[known])
 
