@@ -130,7 +130,7 @@ class UnetrDecoder(nn.Module):
 
     def _map(self, tokens_BND: Tensor) -> Tensor:
         """Tokens (B, N, D) as a map (B, D, *grid)."""
-        return tokens_BND.transpose(1, 2).reshape(len(tokens_BND), -1, *self._grid)
+        return tokens_BND.transpose(1, 2).reshape(tokens_BND.shape[0], -1, *self._grid)
 
 
 class _Residual(nn.Module):

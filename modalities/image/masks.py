@@ -44,7 +44,8 @@ def read_mask(file: Path) -> Array:
         )
     if mask.size and (mask.min() < 0 or mask.max() > IGNORE):
         raise Unreadable(f"its mask holds values of {mask.min()} to {mask.max()}, not of 0 to {IGNORE}")
-    return mask.astype(np.uint8)
+    found: Array = mask.astype(np.uint8)
+    return found
 
 
 def with_mask(record: Record, mask: Array, short_side: int | None) -> Record:
@@ -82,7 +83,7 @@ def mask_of(record: Record) -> Array | None:
 
 
 def resize_mask(mask: Array, box: Box, size: tuple[int, int]) -> Array:
-    """``box`` of a mask (H, W) at another ``size`` (height, width): each pixel has the value that lies at its centre."""
+    """``box`` of a mask (H, W) at ``size`` (height, width): each pixel has the value that lies at its centre."""
     left, upper, right, lower = box
     rows = upper + ((np.arange(size[0]) + 0.5) * (lower - upper) / size[0]).astype(np.int64)
     columns = left + ((np.arange(size[1]) + 0.5) * (right - left) / size[1]).astype(np.int64)
