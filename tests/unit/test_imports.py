@@ -78,9 +78,9 @@ def test_settings_recipes_and_plugin_descriptions_load_without_torch():
         "from core.data.sources import listing\n"
         "print(*(registry.plugin_info(name).name for name in registry.entries()))\n"
         "[recipes.load(name) for name in recipes.available()]\n"
-        "print(*sorted({'torch', 'PIL', 'av', 'decord', 'soundfile'} & sys.modules.keys()))"
+        "print(*sorted({'torch', 'PIL', 'av', 'decord', 'soundfile', 'pydicom', 'nibabel'} & sys.modules.keys()))"
     )
-    assert python(code) == ["audio", "image", "video"]
+    assert python(code) == ["audio", "image", "medical", "video"]
 
 
 def test_packages_are_ours():

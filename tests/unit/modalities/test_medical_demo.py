@@ -1,4 +1,4 @@
-"""The brain demo: slabs that share no voxel, series that hold what they should, and the real files where they can be had."""
+"""The brain demo: slabs that share no voxel, series that hold what they should, and the real files from a registry."""
 
 import csv
 from collections import Counter, defaultdict
