@@ -115,7 +115,7 @@ def listing(source: str) -> list[tuple[str, int, int]]:
     if kind == "file":
         return [(Path(source).name, *_facts(source))]
     if kind != "manifest":
-        return sorted((key, *_facts(path)) for key, path in _walk(source))
+        return sorted((key, *_facts(path)) for key, path in walk(source))
     rows = [(Path(source).name, *_facts(source))]
     base = Path(source).parent
     for row in _table(source):
@@ -162,7 +162,7 @@ def load_row(item: Item) -> dict[str, Any]:
 # --- folders --------------------------------------------------------------------------------------------------------
 
 
-def _walk(source: str) -> Iterator[tuple[str, str]]:
+def walk(source: str) -> Iterator[tuple[str, str]]:
     """(relative posix path, path) of every visible file, broken link and empty folder below ``source``."""
     stack = [(source, "")]
     while stack:
@@ -194,7 +194,7 @@ def _leads_to_folder(entry: "os.DirEntry[str]") -> bool:
 def _in_folder(source: str, suffixes: frozenset[str], sniff: Sniff) -> Iterator[Item]:
     found = [
         (key, path)
-        for key, path in _walk(source)
+        for key, path in walk(source)
         if (Path(key).suffix.lower() in suffixes or (Path(path).is_file() and sniff(path))) and not _is_manifest(path)
     ]
     tops = {key.split("/")[0] for key, _ in found if "/" in key}

@@ -2,14 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pydicom
 
 from core.data.indexing import index
-from core.data.sources import SPLITS, discover
+from core.data.sources import SPLITS, discover, walk
 from core.errors import UserError
 from core.modality import Item
 from modalities.medical import series
@@ -37,14 +37,14 @@ def find(source: str, settings: MedicalSettings) -> tuple[list[Item], Counter[st
     if path.is_file() and _is_directory(path):
         return _formed(_referenced(path), settings, source)
     if path.is_dir():
-        return _formed([Item(key, file) for key, file in _walk(path)], settings, source)
+        return _formed([Item(key, file) for key, file in _files(path)], settings, source)
     listed = discover(source, frozenset({".nii", ".gz", ".dcm"}), is_dicom)
     items: list[Item] = []
     passed: Counter[str] = Counter()
     for item in listed:
         if Path(item.path).is_dir():
             inside = [
-                replace(item, key=f"{item.key}/{k}", path=f, size=0, mtime_ns=0) for k, f in _walk(Path(item.path))
+                replace(item, key=f"{item.key}/{k}", path=f, size=0, mtime_ns=0) for k, f in _files(Path(item.path))
             ]
             found, others = _formed(inside, settings, source, labelled=True)
             items += found or [item]
@@ -54,12 +54,9 @@ def find(source: str, settings: MedicalSettings) -> tuple[list[Item], Counter[st
     return sorted(items, key=lambda item: item.key), passed
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, str]]:
-    """(relative posix path, path) of every visible file."""
-    for file in sorted(folder.rglob("*")):
-        relative = file.relative_to(folder)
-        if file.is_file() and not any(part.startswith(".") for part in relative.parts):
-            yield relative.as_posix(), str(file)
+def _files(folder: Path) -> list[tuple[str, str]]:
+    """(relative posix path, path) of every visible file, by path."""
+    return sorted((key, path) for key, path in walk(str(folder)) if Path(path).is_file())
 
 
 def _formed(
