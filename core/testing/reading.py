@@ -188,7 +188,7 @@ def labels_kept(s: Subject) -> None:
 @rule(
     "read",
     "The labels suit the recipe's task.",
-    "Set `task.kind` in the recipe to single_label, multi_label or regression, or correct the labels.",
+    "Set `task.kind` in the recipe to single_label, multi_label, regression or segmentation, or correct the labels.",
     "labels-kept",
 )
 def labels_fit(s: Subject) -> None:

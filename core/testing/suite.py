@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
-from core.testing import computing, describing, preparing, reading, viewing
+from core.testing import computing, describing, masks, preparing, reading, viewing
 from core.testing.rules import Finding, Kit, Rule
 from core.testing.subject import Subject, sample_source, subject
 
@@ -15,6 +15,7 @@ RULES: tuple[Rule[Subject], ...] = (
     *reading.BOOK,
     *viewing.BOOK,
     *computing.BOOK,
+    *masks.BOOK,
     *preparing.BOOK,
 )
 """All rules, in the order in which a plugin is written."""

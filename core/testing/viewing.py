@@ -45,7 +45,8 @@ def _facts(record: Record, sample: Sample) -> tuple[Any, ...]:
 
 
 def _equal(one: Sample, other: Sample) -> bool:
-    return np.array_equal(one.data, other.data) and one.length == other.length
+    facts = [(sample.length, sample.place, sample.whole) for sample in (one, other)]
+    return np.array_equal(one.data, other.data) and np.array_equal(one.target, other.target) and facts[0] == facts[1]
 
 
 @rule(

@@ -251,6 +251,14 @@ FAULTS = [
         "item.target, item.group",
         "[item.target, item.target + '2'], item.group",
     ),
+    Fault(
+        "masks that are never cut",
+        "dense-targets",
+        "reading.py",
+        "item.target, item.group",
+        "[0, 1], item.group",
+        beside=("recipes/demo.yaml", "seed: 0\n", "seed: 0\ntask: {kind: segmentation, classes: [none, wave]}\n"),
+    ),
 ]
 
 
