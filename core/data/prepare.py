@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from core.config import Recipe, results_only
+from core.config import Recipe, TaskKind, results_only
 from core.data import shards
 from core.data.card import SHOWN, write_card
 from core.data.facts import Facts, gather, unreadable_of
@@ -82,18 +82,22 @@ def _items(plugin: Modality[Any], source: str) -> list[Item]:
         if not private:
             raise
         raise UserError(without_names(str(error), [source], "(hidden)")) from None
-    return [_with_public_names(item) for item in (hidden_items(found, plugin.secret) if private else found)]
+    masked = plugin.task.kind is TaskKind.SEGMENTATION
+    return [_with_public_names(item, masked) for item in (hidden_items(found, plugin.secret) if private else found)]
 
 
-def _with_public_names(item: Item) -> Item:
-    """The item with a key and a label that any file can hold: names on disk need not be UTF-8."""
+def _with_public_names(item: Item, masked: bool) -> Item:
+    """The item with a key and a label that any file can hold: names on disk need not be UTF-8.
+
+    A label that is the path of a mask has to lead there, and is written nowhere.
+    """
 
     def clean(name: Any) -> Any:
         if not isinstance(name, str) or name.isascii():
             return name
         return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
-    return replace(item, key=clean(item.key), target=clean(item.target))
+    return replace(item, key=clean(item.key), target=item.target if masked else clean(item.target))
 
 
 def _clear(workdir: Path, folder: Path) -> None:

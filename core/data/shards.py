@@ -114,7 +114,7 @@ def plan(items: Sequence[Item], plugin: Modality[Any], shard_items: int) -> list
 def _identity(item: Item, shared: bool, masked: bool) -> list[Any]:
     target = item.target
     if masked and target is not None:  # The mask's state, not its place: a source may be moved.
-        target = [Path(target).name, *_state(target)]
+        target = _state(target)
     own = [item.key, item.row, target, item.group, item.split, item.size, item.mtime_ns, shared]
     return [*own, [_state(part) for part in item.parts]] if item.parts else own
 
@@ -234,7 +234,7 @@ def read_item(item: Item, plugin: Modality[Any], *, shared: bool = False) -> tup
             records = [record if record.group is not None else replace(record, group=item.key) for record in records]
         if plugin.secret:
             records = hidden_records(item, records, plugin.secret)
-        return records, _contents(item, records, shared, plugin.secret)
+        return records, _contents(item, records, shared, plugin)
     except Unreadable:
         raise
     except Exception as error:
@@ -244,23 +244,29 @@ def read_item(item: Item, plugin: Modality[Any], *, shared: bool = False) -> tup
         raise Unreadable(text if plugin.info.private else f"{text}: {error}") from error
 
 
-def _contents(item: Item, records: Sequence[Record], shared: bool, secret: bytes) -> list[str]:
+def _contents(item: Item, records: Sequence[Record], shared: bool, plugin: Modality[Any]) -> list[str]:
     """SHA-256 of the file, or of the payloads where the item is a part of it; several records are numbered.
 
     Not their own payloads: the silence in one recording is not a copy of the silence in another. The ``secret`` of
     private sources goes before: a name that stands in a file could else be guessed by its hash.
     """
-    whole = _content(item, records, shared, secret)
+    whole = _content(item, records, shared, plugin)
     if len(records) == 1:
         return [whole]
     return [hashlib.sha256(f"{whole}#{number}".encode()).hexdigest() for number in range(len(records))]
 
 
-def _content(item: Item, records: Sequence[Record], shared: bool, secret: bytes) -> str:
+def _content(item: Item, records: Sequence[Record], shared: bool, plugin: Modality[Any]) -> str:
+    secret = plugin.secret
     if not shared and item.row is None and not item.parts and Path(item.path).is_file():
         with Path(item.path).open("rb") as source:
             return hashlib.file_digest(source, lambda: hashlib.sha256(secret)).hexdigest()
     hasher = hashlib.sha256(secret)
+    if item.parts and plugin.task.kind is TaskKind.SEGMENTATION:
+        # The same data without their mask have to be known again, or pretraining sees what is tested on.
+        for part in item.parts:
+            hasher.update(Path(part).read_bytes())
+        return hasher.hexdigest()
     for record in records:
         hasher.update(record.payload)
     return hasher.hexdigest()

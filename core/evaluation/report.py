@@ -13,6 +13,7 @@ import yaml
 
 from core.evaluation import report_words as words
 from core.evaluation.charts import Line, bars, heat_map, line_chart
+from core.evaluation.report_masks import HEAD, mask_note, mask_rows
 
 Curves = dict[str, list[tuple[int, float]]]
 MOST_CLASSES = 30
@@ -153,11 +154,14 @@ def _results(results: dict[str, Any] | None) -> str:
     if not results:
         return ""
     rows = []
-    for name, value in results["test"].items():
+    masks = "cases" in results
+    for name, value in list(results["test"].items())[: 1 if masks else None]:
         low, high = results["intervals"].get(name, (None, None))
         interval = "" if low is None else f"{words.value_of(name, low)} to {words.value_of(name, high)}"
         rows.append([words.name_of(name), words.value_of(name, value), interval])
     page = "<h2>On the test split, tuned with all labels</h2>" + _table(["metric", "value", "95 % interval"], rows)
+    if masks:
+        return page + _table(HEAD, mask_rows(results)) + f'<p class="soft">{escape(mask_note(results))}</p>'
     if "confusion" not in results:
         return page
     page += f"<p>{escape(words.confused(results['classes'], results['confusion']))}</p>"

@@ -14,13 +14,14 @@ NAMES = {
     "r2": "R squared",
     "mae": "mean absolute error",
     "rmse": "root mean squared error",
+    "dice": "Dice",
     "knn": "k-NN",
     "linear": "linear probe",
 }
 """Metrics and probes as people call them."""
 COLUMNS = ("original", "masked", "reconstructed")
 """What is shown, and played, of every sample."""
-HEADLINES = {"single_label": "top1", "multi_label": "map", "regression": "r2"}
+HEADLINES = {"single_label": "top1", "multi_label": "map", "regression": "r2", "segmentation": "dice"}
 """The metric that probes are scored with, by kind of task."""
 FEW = 20
 """Test items of a class below which its figures are called rough."""
@@ -33,6 +34,9 @@ def percent(value: float) -> str:
 
 def name_of(metric: str) -> str:
     """A metric as people call it."""
+    kind, _, of = metric.partition("_")
+    if of and kind == "dice":
+        return f"Dice of {of}"
     return NAMES.get(metric, metric.replace("_", " "))
 
 

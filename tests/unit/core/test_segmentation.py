@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from core import recipes
 from core.config import ModelConfig, SegmenterConfig, TaskConfig
+from core.data import shards
 from core.data.masks import mask_file, with_masks
 from core.data.sources import discover, listing
 from core.errors import UserError
@@ -320,3 +322,56 @@ def served(home, tuned):
     x = torch.rand(3, 1, 24, 24)
     assert exported.module()(x).shape == (3, 3, 24, 24)
     assert torch.allclose(exported.module()(x), model(x), atol=1e-4)
+
+
+# --- what prepared data are named by ----------------------------------------------------------------------------------
+
+
+def masked_plugin(task):
+    from modalities.image.config import ImageSettings
+    from modalities.image.plugin import ImageModality
+
+    live = ImageModality(ImageSettings(size=(24, 24), patch=(6, 6), channels=1))
+    live.task = task
+    return live
+
+
+def two_pictures(folder):
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for number in range(2):
+        image, mask = picture(number)
+        image.save(folder / "images" / f"{number}.png")
+        mask.save(folder / "masks" / f"{number}.png")
+
+
+def test_a_new_mask_is_read_anew_and_the_contents_are_the_images_alone(tmp_path):
+    two_pictures(tmp_path)
+    live = masked_plugin(TASK)
+    items = live.discover(str(tmp_path))
+    (before,) = shards.plan(items, live, 100)
+    contents = [shards.read_item(item, live)[1] for item in items]
+    bare = masked_plugin(TaskConfig())
+    assert contents == [shards.read_item(item, bare)[1] for item in items]
+    parts = [replace(item, parts=(item.path, item.path)) for item in items]
+    assert len({shards.read_item(item, live)[1][0] for item in parts}) == 2
+    unlabelled = [replace(item, target=None) for item in parts]
+    assert [shards.read_item(i, live)[1] for i in parts] == [shards.read_item(i, live)[1] for i in unlabelled]
+    picture(7)[1].resize((40, 40)).save(tmp_path / "masks/0.png", compress_level=0)
+    (after,) = shards.plan(live.discover(str(tmp_path)), live, 100)
+    assert before.digest != after.digest
+
+
+def test_reasons_do_not_name_the_place_of_a_mask(tmp_path):
+    two_pictures(tmp_path / "here")
+    live = masked_plugin(TASK)
+    item = live.discover(str(tmp_path / "here"))[0]
+
+    def read(item):
+        raise Unreadable(f"{item.target} is wrong")
+
+    live.read = read
+    (unit,) = shards.plan([item], live, 100)
+    shards.run_unit(unit, live, tmp_path)
+    ((key, reason),) = shards.read_result(tmp_path, unit.digest).unreadable
+    assert (key, reason) == ("images/0.png", "images/0.png is wrong")
