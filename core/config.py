@@ -374,7 +374,7 @@ class EvaluateConfig(Config):
     """What is measured on the test split."""
 
     batch: PositiveInt = 256
-    """Samples per forward pass."""
+    """Samples per forward pass; of masks no more than fine-tuning takes at once."""
     knn_k: PositiveInt = 20
     """Neighbours of the weighted k-NN probe."""
     knn_temperature: Annotated[float, Field(gt=0)] = 0.07

@@ -1,7 +1,7 @@
 """Predictions of a whole array from those of overlapping windows, on any number of axes."""
 
-import math
 from collections.abc import Callable, Sequence
+from itertools import chain, count, islice
 from typing import Any, Literal
 
 import torch
@@ -71,27 +71,29 @@ def predict_whole(
     Raises:
         StageError: if views do not tell their place, or do not cover the record.
     """
-    views = list(plugin.views(record))
-    whole = _whole(views)
-    window = plugin.patches().input_shape
+    window, device = plugin.patches().input_shape, stats.mean.device
+    views = iter(plugin.views(record))  # Which may be made as they are asked for.
+    first = next(views)
+    _, whole = _where(first)
     stitcher = Stitcher(outputs, whole, blend_weights(window, blend))
     mask = torch.full(whole, IGNORE, dtype=torch.int64)
-    device = stats.mean.device
-    for number in range(math.ceil(len(views) / batch)):
-        some = views[number * batch : (number + 1) * batch]
+    views = chain([first], views)
+    for number in count():
+        some = list(islice(views, batch))
+        if not some:
+            break
         rng = torch_rng(device, 0, "windows", number)
         inputs = plugin.batch(to_device(collate(some, None), device), stats, rng, train=False)
         for view, logits in zip(some, predict(inputs).float().cpu(), strict=True):
-            assert view.place is not None
-            stitcher.add(logits, view.place)
-            there, here = overlap_of(view.place, window, whole)
+            place, _ = _where(view)
+            stitcher.add(logits, place)
+            there, here = overlap_of(place, window, whole)
             mask[there] = torch.as_tensor(view.target[here].astype("int64"))
     return stitcher.logits(), mask
 
 
-def _whole(views: Sequence[Sample]) -> tuple[int, ...]:
-    wholes = {view.whole for view in views}
-    whole = next(iter(wholes), None)
-    if whole is None or len(wholes) > 1 or any(view.place is None for view in views):
+def _where(view: Sample) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Corner of a window, and extent of what it is cut from."""
+    if view.place is None or view.whole is None:
         raise StageError("the plugin's `views` do not tell `place` and `whole`, without which nothing is segmented")
-    return whole
+    return view.place, view.whole

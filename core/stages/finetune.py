@@ -82,7 +82,9 @@ def finetune(recipe: Recipe, encoder: PretrainedEncoder, labelled: PreparedData,
     stream = Stream(
         [_part(recipe.finetune, task, on.store, train)], seed_of(recipe.seed, "finetune"), recipe.finetune.repeats
     )
-    look = (_DenseLook if isinstance(task, Segmentation) else _Look)(on, objective, val, recipe.evaluate.batch)
+    dense = isinstance(task, Segmentation)
+    most = min(recipe.evaluate.batch, recipe.finetune.micro) if dense else recipe.evaluate.batch
+    look = (_DenseLook if dense else _Look)(on, objective, val, most)
     job = Job(
         name="finetune",
         config=recipe.finetune,
@@ -117,7 +119,7 @@ def finetune(recipe: Recipe, encoder: PretrainedEncoder, labelled: PreparedData,
         statistics=encoder.statistics,
         target=target,
         pool=recipe.finetune.pool,
-        segmenter=recipe.finetune.segmenter if isinstance(task, Segmentation) else None,
+        segmenter=recipe.finetune.segmenter if dense else None,
         encoder=encoder.digest,
         prepared=labelled.digest,
         metrics={"finetune/loss": loss, **metrics},

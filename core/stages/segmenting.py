@@ -66,7 +66,7 @@ def _case(recipe: Recipe, model: Head, on: Labelled, record: Record) -> Case:
         on.plugin,
         on.stats,
         outputs=task.outputs,
-        batch=config.batch,
+        batch=min(config.batch, recipe.finetune.micro),  # What fits into training fits.
         blend=config.blend,
     )
     predicted = logits.argmax(0).masked_fill(mask == IGNORE, IGNORE)

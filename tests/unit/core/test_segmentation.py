@@ -166,6 +166,8 @@ def test_targets_are_the_values_of_masks():
         encode_targets([[0], [0, 3]], TASK, ["a", "b"])
     with pytest.raises(UserError, match=r"'masks/a\.png'"):
         encode_targets(["masks/a.png"], TASK)
+    with pytest.raises(UserError, match="masks of 0 and 255 have to be written as 0 and 1"):
+        encode_targets([[0], None, [0]], TASK)
     assert task().tensor([np.full((2, 2), 255, np.uint8)] * 2).dtype == torch.int64
     with pytest.raises(UserError, match="cannot be mixed"):
         task().mixed(torch.zeros(2, 2), Mixed(torch.tensor([1, 0]), torch.ones(2)))

@@ -18,7 +18,7 @@ from modalities.image.masks import CODEC, mask_of, resize_mask
 from modalities.image.plugin import ImageModality
 
 CONFIG = TaskConfig(kind="segmentation", classes=("a", "b", "c"))
-ENCODE = Task.of(encode_targets([[0]], CONFIG)[0]).tensor
+ENCODE = Task.of(encode_targets([[0, 1]], CONFIG)[0]).tensor
 PLAIN = Stats(torch.zeros(1), torch.ones(1))
 
 
