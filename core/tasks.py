@@ -41,7 +41,7 @@ def encode_targets(
         inside = _read(raw, lambda label: _indices(label, config.classes), keys)
         if not any(given and given[-1] for given in inside):
             raise UserError(
-                f"no mask holds anything but {config.classes[0]!r}: values are 0, 1, 2 ... in the order of task.classes, "
+                f"no mask holds anything but {config.classes[0]!r}: its values are 0, 1, 2 ... as in task.classes, "
                 "and 255 is what nobody has labelled; masks of 0 and 255 have to be written as 0 and 1"
             )
         return Target(task=config, classes=config.classes, outputs=len(config.classes)), inside
