@@ -68,7 +68,7 @@ def pretrain(
     spec = plugin.patches()
     stores = [open_store(work.home, prepared, recipe) for prepared, _ in data]
     beside = open_store(work.home, labelled, recipe) if labelled else None
-    parts = _parts(stores, data, beside, work)
+    parts = _parts(stores, data, beside, work, people=plugin.info.private)
     statistics = combine([prepared for prepared, _ in data], [part.per_epoch for part in parts])
     stats = stats_on(statistics, device)
     objective = _objective(plugin, recipe, spec, stats, device)
@@ -156,20 +156,29 @@ def _parts(
     data: Sequence[tuple[PreparedData, float]],
     beside: PreparedStore | None,
     work: Work,
+    *,
+    people: bool,
 ) -> list[Part]:
-    """The training rows of each store, without the test items of the labelled one ``beside`` them."""
+    """The training rows of each store, without the test items of the labelled one ``beside`` them.
+
+    Groups that are ``people`` are called alike in all sources: everything else of a test patient is left out as well.
+    """
     parts, left_out = [], 0
-    held = set() if beside is None else set(beside.hashes(beside.ids("test")))
+    test = beside.ids("test") if beside is not None else np.array([], dtype=np.int64)
+    held = set(beside.hashes(test)) if beside is not None else set()
+    held_groups = set(beside.groups(test)) - {None} if beside is not None and people else set()
     for store, (_, weight) in zip(stores, data, strict=True):
         ids = store.ids("train")
         if beside is not None and beside.folder != store.folder:
             # The other source's own test and validation items have no labels to spoil: all of it is raw data.
-            clear = np.array([digest not in held for digest in store.hashes(ids)], dtype=bool)
+            pairs = zip(store.hashes(ids), store.groups(ids), strict=True)
+            clear = np.array([digest not in held and group not in held_groups for digest, group in pairs], dtype=bool)
             left_out += int((~clear).sum())
             ids = ids[clear]
         parts.append(Part(ids, weight))
     if left_out:
-        work.tracker.note(f"{left_out} items equal labelled test items and are kept out of pretraining")
+        whose = ", or are of people who are tested on," if people else ""
+        work.tracker.note(f"{left_out} items equal labelled test items{whose} and are kept out of pretraining")
     work.tracker.metrics(0, {"pretrain/held_out": float(left_out)})
     if not any(len(part.ids) for part in parts):
         raise StageError("there is no training item to pretrain on; see the splits in the dataset card")

@@ -48,6 +48,8 @@ class RefuseConfig(Config):
     """Slices that a volume must have."""
     gaps: bool = True
     """Refuse volumes with missing slices; otherwise these are filled in from their neighbours."""
+    tilted: bool = False
+    """Refuse volumes whose slices do not stand at a right angle (tilted gantry); otherwise they stay as they lie."""
     localisers: bool = True
     """Refuse scout views."""
     burned_in: Literal["never", "said", "unless_denied"] = "said"
@@ -116,13 +118,18 @@ class MedicalSettings(PluginSettings):
         if len(self.size) not in (2, 3) or len(self.patch) != len(self.size):
             raise ValueError(f"size {self.size} and patch {self.patch} need 2 axes (images) or 3 (volumes) each")
         check_patches(self.size, self.patch)
-        flips = {len(change.flip) for change in (self.pretrain, self.finetune)} - {0, len(self.size)}
-        colour = self.channels == 3
+        changes = (self.pretrain, self.finetune)
+        flips = {len(change.flip) for change in changes} - {0, len(self.size)}
+        colour, flat = self.channels == 3, not self.volumes
+        areas = any(change.crop_scale != (1.0, 1.0) or change.erasing for change in changes)
         rules = {
             "flip needs one probability for each axis": bool(flips),
-            "channels: volumes have one; several windows make several": colour and self.volumes,
+            "crop_scale: the smallest share comes first": any(c.crop_scale[0] > c.crop_scale[1] for c in changes),
+            "channels: volumes have one; several windows make several": colour and not flat,
             "channels 3 goes with intensity.kind percentile": colour and self.intensity.kind != "percentile",
-            "spacing is for volumes": self.spacing is not None and not self.volumes,
+            "spacing, crop_above and views are for volumes": flat
+            and (self.spacing is not None or self.crop_above is not None or self.views > 1),
+            "frames, crop_scale and erasing are for images of two axes": not flat and (areas or self.frames > 1),
         }
         if broken := [rule for rule, violated in rules.items() if violated]:
             raise ValueError("; ".join(broken))

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pydicom
@@ -14,12 +14,25 @@ from core.errors import UserError
 from core.modality import Item
 from modalities.medical import series
 from modalities.medical.config import MedicalSettings
-from modalities.medical.headers import DIRECTORY, Header, facts, is_dicom, look, quiet
+from modalities.medical.headers import DIRECTORY, Header, called, facts, is_dicom, look, quiet
 
 NIFTI = (".nii", ".nii.gz")
 SUBJECT = re.compile(r"(?:^|/)sub-([A-Za-z0-9]+)(?=[_/.]|$)")
 """A person in the names that BIDS gives to folders and files."""
-NOT_READ = "files that are not DICOM"
+PREFIX = re.compile(r"^sub-", re.IGNORECASE)
+STUDY = "study "
+CLOSED = "files and folders that cannot be opened"
+LOST = "files that the DICOMDIR names and that are missing"
+NAMELESS = "scans that do not tell their patient; group them in a manifest"
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An item, and every name under which its patient may be known."""
+
+    item: Item
+    patient: str | None = None
+    study: str | None = None
 
 
 def is_nifti(path: str) -> bool:
@@ -28,59 +41,54 @@ def is_nifti(path: str) -> bool:
 
 
 def find(source: str, settings: MedicalSettings) -> tuple[list[Item], Counter[str]]:
-    """Items of ``source``, and what was passed over, by kind.
+    """Items of ``source``, grouped by patient, and what was passed over, by kind.
 
     Raises:
         UserError: if the source is missing, of no known kind, or holds no scan.
     """
+    passed: Counter[str] = Counter()
     path = Path(source)
     if path.is_file() and _is_directory(path):
-        return _formed(_referenced(path), settings, source)
-    if path.is_dir():
-        return _formed([Item(key, file) for key, file in _files(path)], settings, source)
-    listed = discover(source, frozenset({".nii", ".gz", ".dcm"}), is_dicom)
-    items: list[Item] = []
-    passed: Counter[str] = Counter()
-    for item in listed:
-        if Path(item.path).is_dir():
-            inside = [
-                replace(item, key=f"{item.key}/{k}", path=f, size=0, mtime_ns=0) for k, f in _files(Path(item.path))
-            ]
-            found, others = _formed(inside, settings, source, labelled=True)
-            items += found or [item]
-            passed += others
-        else:
-            items += _formed([item], settings, source, labelled=True)[0] or [item]
-    return sorted(items, key=lambda item: item.key), passed
-
-
-def _files(folder: Path) -> list[tuple[str, str]]:
-    """(relative posix path, path) of every visible file, by path."""
-    return sorted((key, path) for key, path in walk(str(folder)) if Path(path).is_file())
-
-
-def _formed(
-    files: Sequence[Item], settings: MedicalSettings, source: str, *, labelled: bool = False
-) -> tuple[list[Item], Counter[str]]:
-    """Files put together to items; ``labelled`` says that they carry what a manifest tells of them."""
-    placed = files if labelled else _by_folders(files, settings)
-    items = [_alone(item, _subject(item.key)) for item in placed if is_nifti(item.path)]
-    rest = {item.path: item for item in placed if not is_nifti(item.path)}
-    headers: list[Header] = []
-    passed: Counter[str] = Counter()
-    for found in index(list(rest), look):
-        if isinstance(found, str):
-            passed[found] += 1
-        else:
-            headers.append(found)
-    passed += _flags(headers)
-    groups = series.together(headers) if settings.volumes else [[h] for h in headers]
-    items += [
-        _series(group, rest) if settings.volumes else _alone(rest[group[0].path], _who(group)) for group in groups
-    ]
-    if not items and not labelled:
+        files, lost = _referenced(path)
+        passed[LOST] += lost
+    elif path.is_dir():
+        files = _by_folders(_files(path, passed), settings)
+    else:
+        listed = discover(source, frozenset({".nii", ".gz", ".dcm"}), is_dicom)
+        files = [file for item in listed for file in _inside(item, passed)]
+    found = _formed(files, settings, passed)
+    if not found:
         raise UserError(f"source {source} holds no scan; looked for DICOM files of any name, .nii and .nii.gz")
-    return sorted(items, key=lambda item: item.key), passed
+    items = _grouped(found)
+    passed[NAMELESS] += sum(item.group is None for item in items)
+    return sorted(items, key=lambda item: item.key), +passed
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _files(folder: Path, passed: Counter[str]) -> list[Item]:
+    """Every visible file below a folder, by path."""
+    files = []
+    for key, path in sorted(walk(str(folder))):
+        try:
+            there = Path(path).is_file()
+            empty = not there and Path(path).is_dir() and not any(Path(path).iterdir())
+        except OSError:
+            there = empty = False
+        if there:
+            files.append(Item(key, path))
+        elif not empty:
+            passed[CLOSED] += 1
+    return files
+
+
+def _inside(item: Item, passed: Counter[str]) -> list[Item]:
+    """What a line of a manifest names: a file, or all files of a folder."""
+    if not Path(item.path).is_dir():
+        return [item]
+    inside = _files(Path(item.path), passed)
+    return [replace(item, key=f"{item.key}/{file.key}", path=file.path) for file in inside] or [item]
 
 
 def _by_folders(files: Sequence[Item], settings: MedicalSettings) -> list[Item]:
@@ -96,42 +104,6 @@ def _by_folders(files: Sequence[Item], settings: MedicalSettings) -> list[Item]:
     return placed
 
 
-def _alone(item: Item, group: str | None) -> Item:
-    size, mtime = facts(item.path)
-    return replace(item, group=item.group if group is None else group, size=size, mtime_ns=mtime)
-
-
-def _series(headers: Sequence[Header], files: dict[str, Item]) -> Item:
-    """One item of many files, called like the first of them."""
-    first = files[headers[0].path]
-    sizes = [facts(header.path) for header in headers]
-    return replace(
-        first,
-        group=_who(headers) or first.group,
-        parts=tuple(header.path for header in headers),
-        size=sum(size for size, _ in sizes),
-        mtime_ns=max(mtime for _, mtime in sizes),
-    )
-
-
-def _who(headers: Sequence[Header]) -> str | None:
-    """The patient, whatever a manifest says of groups: a patient is never divided."""
-    return headers[0].patient
-
-
-def _subject(key: str) -> str | None:
-    found = SUBJECT.search(key)
-    return f"subject {found[1]}" if found else None
-
-
-def _flags(headers: Sequence[Header]) -> Counter[str]:
-    flags = {
-        "images said to have writing in them": sum(header.burned_in == "yes" for header in headers),
-        "secondary captures": sum(header.secondary for header in headers),
-    }
-    return Counter({name: count for name, count in flags.items() if count})
-
-
 def _is_directory(path: Path) -> bool:
     if not is_dicom(str(path)):
         return False
@@ -143,19 +115,108 @@ def _is_directory(path: Path) -> bool:
     return str(meta.get("MediaStorageSOPClassUID", "")) == DIRECTORY
 
 
-def _referenced(directory: Path) -> list[Item]:
-    """The files that a DICOMDIR names, as they lie beside it; names outside of its folder are passed over."""
+def _referenced(directory: Path) -> tuple[list[Item], int]:
+    """The files that a DICOMDIR names, in whatever case they are written, and how many of them are missing."""
     with quiet():
         try:
             records = list(pydicom.dcmread(directory).DirectoryRecordSequence)
         except Exception as error:  # noqa: BLE001 - a damaged directory fails in any way
             raise UserError(f"source {directory} is a damaged DICOMDIR ({type(error).__name__})") from None
-    items = []
+    there = {key.lower(): (key, path) for key, path in walk(str(directory.parent))}
+    items, lost = [], 0
     for record in records:
         parts = record.get("ReferencedFileID")
         if not parts:
             continue
-        names = [parts] if isinstance(parts, str) else [str(part) for part in parts]
-        if not any(name in ("..", "") or "/" in name for name in names):
-            items.append(Item("/".join(names), str(directory.parent.joinpath(*names))))
-    return items
+        name = parts if isinstance(parts, str) else "/".join(str(part) for part in parts)
+        match = there.get(name.lower().removesuffix("."))
+        lost += match is None
+        items += [Item(*match)] if match else []
+    return items, lost
+
+
+# --- items ------------------------------------------------------------------------------------------------------------
+
+
+def _formed(files: Sequence[Item], settings: MedicalSettings, passed: Counter[str]) -> list[_Found]:
+    """Files put together to items."""
+    found = [_nifti(item) for item in files if is_nifti(item.path)]
+    rest = {item.path: item for item in files if not is_nifti(item.path)}
+    headers: list[Header] = []
+    for path, seen in zip(rest, index(list(rest), look), strict=True):
+        if not isinstance(seen, str):
+            headers.append(seen)
+        elif rest[path].target is not None or rest[path].size < 0:
+            found.append(_Found(_sized(rest[path])))  # A manifest names it: reading it says what is wrong.
+        else:
+            passed[seen] += 1
+    passed += Counter(_flags(headers))
+    if settings.volumes:
+        # What a manifest says of slices must hold for their volume.
+        groups = series.together(headers, lambda h: (rest[h.path].target, rest[h.path].split, rest[h.path].group))
+        return found + [_series(group, rest) for group in groups]
+    return found + [_Found(_sized(rest[h.path]), h.patient, h.study) for h in headers]
+
+
+def _sized(item: Item) -> Item:
+    size, mtime = facts(item.path)
+    return replace(item, size=size, mtime_ns=mtime)
+
+
+def _nifti(item: Item) -> _Found:
+    subject = SUBJECT.search(item.key)
+    return _Found(_sized(item), called(subject[1]) if subject else None)
+
+
+def _series(headers: Sequence[Header], files: dict[str, Item]) -> _Found:
+    """One item of many files, called like the first of them."""
+    sizes = [facts(header.path) for header in headers]
+    item = replace(
+        files[headers[0].path],
+        parts=tuple(header.path for header in headers),
+        size=sum(size for size, _ in sizes),
+        mtime_ns=max(mtime for _, mtime in sizes),
+    )
+    return _Found(item, headers[0].patient, headers[0].study)
+
+
+def _flags(headers: Sequence[Header]) -> dict[str, int]:
+    return {
+        "images said to have writing in them": sum(header.burned_in == "yes" for header in headers),
+        "secondary captures": sum(header.secondary for header in headers),
+    }
+
+
+# --- patients ---------------------------------------------------------------------------------------------------------
+
+
+def _grouped(found: Sequence[_Found]) -> list[Item]:
+    """Items in groups that hold all of a patient, of a study, and of what a manifest groups.
+
+    Any of these may be missing or finer than another; whatever two items share, a number, a study, a group, puts them
+    together. A group is called by its patient where one is known, so that other sources call it alike.
+    """
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            name = parent[name] = parent[parent[name]]
+        return name
+
+    names = [_names(one) for one in found]
+    for several in names:
+        for other in several:
+            parent[root(other)] = root(several[0])
+    patients = {one.patient for one in found}
+    best: dict[str, str] = {}
+    for name in sorted(parent, key=lambda name: (name not in patients, name.startswith(STUDY), name)):
+        best.setdefault(root(name), name)
+    return [replace(one.item, group=best[root(own[0])] if own else None) for one, own in zip(found, names, strict=True)]
+
+
+def _names(one: _Found) -> list[str]:
+    """A patient is called alike in headers, folders of BIDS and manifests; studies have a kind of name of their own."""
+    given = one.item.group
+    group = None if given is None else called(PREFIX.sub("", given)) or given
+    study = f"{STUDY}{one.study}" if one.study else None
+    return [name for name in (one.patient, group, study) if name]

@@ -4,6 +4,7 @@ Arrays are (R, A, S): the first axis runs to the patient's right, the second to 
 take voxel numbers to millimetres in these directions, as nibabel has them. DICOM counts to the left and to the back.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ SAME_PLACE = 0.01
 """Millimetres within which two slices lie at one place."""
 UNEVEN = 0.05
 """Largest difference of a distance between slices from a multiple of the usual one, as a share of it."""
+ASIDE = 0.1
+"""Millimetres by which slices may lie beside the line through the first and the last."""
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 """From DICOM's directions to RAS."""
 
@@ -86,6 +89,11 @@ def ladder(planes: Sequence[Plane]) -> Ladder:
         raise Unreadable(f"its slices lie at uneven distances, {distances.min():.2f} to {distances.max():.2f} mm")
     first, last = planes[rungs[0][0]], planes[rungs[-1][0]]
     step = (np.array(last.position) - first.position) / steps.sum()
+    for rung, count in zip(rungs, np.cumsum([0, *steps]), strict=True):
+        for number in rung:
+            beside = np.linalg.norm(np.array(planes[number].position) - first.position - count * step)
+            if beside > max(ASIDE, UNEVEN * usual):
+                raise Unreadable(f"its slices do not lie behind one another, one is {beside:.1f} mm aside")
     return Ladder(rungs, [int(count) - 1 for count in steps] + [0], _affine(first, step))
 
 
@@ -112,16 +120,24 @@ def spacing_of(affine: Floats) -> tuple[float, float, float]:
     return float(lengths[0]), float(lengths[1]), float(lengths[2])
 
 
-def resample(volume: Array, affine: Floats, spacing: Sequence[float], *, nearest: bool = False) -> tuple[Array, Floats]:
+def resample(
+    volume: Array, affine: Floats, spacing: Sequence[float], most: int = 2**31, *, nearest: bool = False
+) -> tuple[Array, Floats]:
     """``volume`` with voxels ``spacing`` apart along its own axes, averaged over where it gets coarser.
 
     Linear between voxels, in float32; the nearest voxel, of the same type, for masks. The volume keeps its extent as
     nearly as whole voxels allow, and its centre.
+
+    Raises:
+        Unreadable: if it would have more than ``most`` voxels.
     """
     old = spacing_of(affine)
     if np.allclose(old, spacing, rtol=1e-3):
         return volume, affine
     shape = [max(1, round(n * a / b)) for n, a, b in zip(volume.shape, old, spacing, strict=True)]
+    if math.prod(shape) > most:
+        claimed = " x ".join(f"{a:g}" for a in old)
+        raise Unreadable(f"says that its voxels are {claimed} mm, so it would become {math.prod(shape)}; limit {most}")
     out = volume if nearest else volume.astype(np.float32)
     changed = affine.copy()
     for axis, (count, a, b) in enumerate(zip(shape, old, spacing, strict=True)):
@@ -145,6 +161,13 @@ def _weights(places: Floats, size: int, ratio: float) -> NDArray[np.float32]:
     weights[beyond, np.clip(np.round(places[beyond]), 0, size - 1).astype(int)] = 1.0
     normed: NDArray[np.float32] = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
     return normed
+
+
+def tilt(affine: Floats) -> float:
+    """Degrees by which the axes of a volume are off a right angle, as in CT with a tilted gantry."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    cosines = np.abs(np.triu(axes.T @ axes, 1)).max()
+    return float(np.degrees(np.arcsin(min(1.0, cosines))))
 
 
 def box_above(volume: Array, least: float) -> tuple[slice, ...]:

@@ -5,6 +5,7 @@ Identities are used to put files together and are replaced by keyed hashes befor
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,11 @@ FIELDS = [
     "DiffusionBValue", "BurnedInAnnotation",
 ]
 # fmt: on
+PLACEHOLDER = re.compile(
+    r"(ANON(YM\w*)?|DE-?IDENTIFIED|UNKNOWN|NONE|NULL|N/?A|NO ?(NAME|ID)|PATIENT|TEST|XX*|-+|\?+)"
+    r"( ?(PATIENT|NAME|ID))?"
+)
+"""What stands for a patient's name or number and tells nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,7 @@ class Header:
     path: str
     patient: str | None
     """Whatever tells patients apart; never written anywhere."""
+    study: str
     series: str
     instance: str
     modality: str
@@ -132,6 +139,7 @@ def header_of(dataset: Dataset, path: str) -> Header | str:
     return Header(
         path=path,
         patient=_patient(dataset),
+        study=str(dataset.get("StudyInstanceUID", "") or "").strip(),
         series=str(dataset.get("SeriesInstanceUID", "") or f"file {path}"),
         instance=str(dataset.get("SOPInstanceUID", "")),
         modality=modality if modality in MODALITIES else "other",
@@ -154,6 +162,7 @@ def _unknown(path: str) -> Header:
     nothing: dict[str, Any] = dict.fromkeys(("patient", "orientation", "position", "spacing", "thickness"))
     return Header(
         path=path,
+        study="",
         series=f"file {path}",
         instance="",
         modality="other",
@@ -169,15 +178,22 @@ def _unknown(path: str) -> Header:
 
 
 def _patient(dataset: Dataset) -> str | None:
-    """The patient's number; without one, name and birth date; without these, the study."""
-    number = str(dataset.get("PatientID", "") or "").strip()
-    if number:
-        return f"number {number}"
-    name, born = (str(dataset.get(field, "") or "").strip() for field in ("PatientName", "PatientBirthDate"))
-    if name:
-        return f"name {name} {born}"
-    study = str(dataset.get("StudyInstanceUID", "") or "").strip()
-    return f"study {study}" if study else None
+    """The patient's number; without one, name and birth date."""
+    number = called(str(dataset.get("PatientID", "") or ""))
+    if number is not None:
+        return number
+    name = called(str(dataset.get("PatientName", "") or ""))
+    return None if name is None else f"{name} {str(dataset.get('PatientBirthDate', '') or '').strip()}"
+
+
+def called(text: str) -> str | None:
+    """A patient's name or number as it is compared: case, spaces around and zeros in front do not tell people apart.
+
+    None for what anonymisers write in its place.
+    """
+    plain = " ".join(text.replace("^", " ").upper().split())
+    plain = plain.lstrip("0") if plain.isdecimal() else plain
+    return None if not plain or PLACEHOLDER.fullmatch(plain) else plain
 
 
 def _order(dataset: Dataset) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from core.data.files import readable
 from core.modality import Unreadable
+from modalities.medical.pixels import line
 
 Array = NDArray[Any]
 
@@ -23,9 +24,13 @@ def read(path: str, most: int) -> tuple[Array, NDArray[np.float64]]:
     try:
         image: Any = nibabel.load(path)
         shape = tuple(int(n) for n in image.shape)
-        affine = np.asarray(image.affine, dtype=np.float64)
+        affine = _millimetres(image)
     except Exception as error:  # noqa: BLE001 - a damaged header fails in any way
         raise Unreadable(f"damaged NIfTI ({type(error).__name__})") from None
+    if affine is None:
+        raise Unreadable("does not say how it lies in the patient (neither sform nor qform)")
+    if image.get_data_dtype().kind not in "iuf":
+        raise Unreadable(f"voxels of type {image.get_data_dtype()} are no values")
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) not in (3, 4) or 0 in shape:
@@ -39,13 +44,19 @@ def read(path: str, most: int) -> tuple[Array, NDArray[np.float64]]:
     return values, affine
 
 
+def _millimetres(image: Any) -> NDArray[np.float64] | None:
+    """The affine, whatever unit the file counts in; None where it has none of its own."""
+    header = image.header
+    if "sform_code" in header and int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
+        return None
+    affine = np.array(image.affine, dtype=np.float64)
+    affine[:3] *= {"meter": 1000.0, "micron": 0.001}.get(header.get_xyzt_units()[0], 1.0)
+    return affine
+
+
 def _values(image: Any) -> Array:
-    """Whole numbers as they are stored where nothing scales them, else float32."""
-    slope, intercept = image.dataobj.slope, image.dataobj.inter
-    if (slope, intercept) == (1.0, 0.0):
-        return np.asarray(image.dataobj.get_unscaled())
-    if float(slope).is_integer() and float(intercept).is_integer():
-        stored = np.asarray(image.dataobj.get_unscaled())
-        if stored.dtype.kind in "iu":
-            return np.asarray(stored.astype(np.int64) * int(slope) + int(intercept))
+    """Whole numbers as they are stored where nothing scales them, or whole ones do; else float32."""
+    slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
+    if slope.is_integer() and intercept.is_integer():
+        return line(np.asarray(image.dataobj.get_unscaled()), slope, intercept)
     return np.asarray(image.dataobj, dtype=np.float32)

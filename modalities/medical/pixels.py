@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -78,7 +79,7 @@ def frames(dataset: Dataset, most: int) -> Array:
 
 def _why(dataset: Dataset, error: Exception) -> str:
     text, syntax = str(error), dataset.file_meta.get("TransferSyntaxUID")
-    known = syntax is not None and syntax.is_transfer_syntax and not syntax.is_private
+    known = isinstance(syntax, UID) and syntax.is_transfer_syntax and not syntax.is_private
     encoding = f"encoded as {syntax.name}" if known else "of an unknown encoding"
     plain = known and syntax in (
         ImplicitVRLittleEndian,
@@ -101,31 +102,49 @@ def true_values(array: Array, dataset: Dataset) -> Array:
     """Grey values (F, H, W) in the units of their modality, such as HU: slope, intercept, or a table of values.
 
     Whole numbers stay whole where slope and intercept are; others are float64 (PS3.3, C.11.1).
+
+    Raises:
+        Unreadable: if the header says how, and it cannot be understood: a wrong unit is worse than no scan.
     """
     per_frame = _transformations(dataset, len(array))
     if per_frame is None and "ModalityLUTSequence" in dataset:
-        with quiet():
-            return np.asarray(apply_modality_lut(array, dataset))
+        try:
+            with quiet():
+                return np.asarray(apply_modality_lut(array, dataset))
+        except Exception as error:  # noqa: BLE001 - a damaged table fails in any way
+            raise Unreadable(f"its table of values cannot be used ({type(error).__name__})") from None
     pairs = per_frame or [(_number(dataset, "RescaleSlope", 1.0), _number(dataset, "RescaleIntercept", 0.0))]
     if all(pair == pairs[0] for pair in pairs):
-        return _line(array, *pairs[0])
-    return np.stack([_line(frame, *pair).astype(np.float64) for frame, pair in zip(array, pairs, strict=True)])
+        return line(array, *pairs[0])
+    return np.stack([line(frame, *pair).astype(np.float64) for frame, pair in zip(array, pairs, strict=True)])
 
 
-def _line(values: Array, slope: float, intercept: float) -> Array:
+def line(values: Array, slope: float, intercept: float) -> Array:
+    """``values * slope + intercept``: whole numbers in the smallest type they fit into, or float64."""
     if (slope, intercept) == (1.0, 0.0):
         return values
-    if values.dtype.kind in "iu" and slope.is_integer() and intercept.is_integer():
-        return values.astype(np.int64) * int(slope) + int(intercept)
-    return values.astype(np.float64) * slope + intercept
+    if values.dtype.kind not in "iu" or not (slope.is_integer() and intercept.is_integer()):
+        return values.astype(np.float64) * slope + intercept
+    ends = [int(end) * int(slope) + int(intercept) for end in (values.min(), values.max())]
+    fitting = next((t for t in (np.int16, np.int32) if all(abs(end) <= np.iinfo(t).max for end in ends)), np.int64)
+    wide: Array = values.astype(np.int64 if fitting is np.int64 else np.int32)
+    wide *= int(slope)
+    wide += int(intercept)
+    return wide.astype(fitting)
 
 
 def _number(dataset: Dataset, name: str, otherwise: float) -> float:
-    try:
-        value = float(dataset.get(name, otherwise))
-    except (TypeError, ValueError):
+    """A number of the header; what stands there and is none may not be taken for its absence."""
+    said = dataset.get(name)
+    if said is None or said == "":
         return otherwise
-    return value if np.isfinite(value) else otherwise
+    try:
+        value = float(said)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not np.isfinite(value):
+        raise Unreadable(f"its {name} is no number")
+    return value
 
 
 def _transformations(dataset: Dataset, count: int) -> list[tuple[float, float]] | None:
@@ -159,14 +178,24 @@ def coloured(array: Array, dataset: Dataset) -> Array:
         raise Unreadable(f"its palette cannot be used ({type(error).__name__})") from None
 
 
-def upright_grey(array: Array, dataset: Dataset) -> Array:
-    """Grey values of which larger ones are brighter: MONOCHROME1 mirrored within its range of bits (PS3.3, C.7.6.3)."""
-    if str(dataset.get("PhotometricInterpretation", "")) != "MONOCHROME1" or array.dtype.kind not in "iu":
-        return array
-    bits = int(dataset.get("BitsStored") or dataset.get("BitsAllocated") or 8)
-    signed = int(dataset.get("PixelRepresentation") or 0) == 1
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    return np.asarray((low + high) - array.astype(np.int64))
+def upright_grey(values: Array, dataset: Dataset) -> Array:
+    """True values of which larger ones are brighter: MONOCHROME1 mirrored within their range (PS3.3, C.7.6.3.1.2).
+
+    The range is that of the stored bits, in true units, or that of the table of values where there is one.
+    """
+    if str(dataset.get("PhotometricInterpretation", "")) != "MONOCHROME1":
+        return values
+    table = first(dataset.get("ModalityLUTSequence"))
+    if table is not None:
+        count, start = int(table.LUTDescriptor[0]) or 2**16, int(table.LUTDescriptor[1])
+        ends = true_values(np.arange(start, start + count).reshape(1, 1, -1), dataset)
+    else:
+        bits = int(dataset.get("BitsStored") or dataset.get("BitsAllocated") or 8)
+        signed = int(dataset.get("PixelRepresentation") or 0) == 1
+        stored = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+        ends = true_values(np.array(stored).reshape(1, 1, 2), dataset)
+    turned = float(ends.min()) + float(ends.max()) - values.astype(np.float64)
+    return turned.astype(np.int64) if values.dtype.kind in "iu" and turned.flat[0].is_integer() else turned
 
 
 def luminance(array: Array) -> Array:

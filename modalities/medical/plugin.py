@@ -52,7 +52,7 @@ class MedicalModality(Modality[MedicalSettings]):
 
     def read(self, item: Item) -> Sequence[Record]:
         """Volumes in RAS at the recipe's spacing, or images, in true units."""
-        return read(item, self.settings, masked=self._masked)
+        return read(item, self.settings, classes=len(self.task.classes))
 
     def patches(self) -> PatchSpec:
         """(H, W), or (R, A, S), with a channel for each window."""
@@ -72,10 +72,12 @@ class MedicalModality(Modality[MedicalSettings]):
         """Crops along the longest axis; of what is to be segmented, windows that cover all of it."""
         if not self.settings.volumes:
             return [self._image(record, None)]
-        if self._masked:
-            return [self._crop(record, place) for place in window_places(record.shape, self.size, self.overlap)]
         spare = [n - size for n, size in zip(record.shape, self.size, strict=True)]
         middle, along = [s // 2 for s in spare], int(np.argmax(spare))
+        if self._masked:
+            places = window_places(record.shape, self.size, self.overlap)
+            # A short scan stands in the middle, as in training.
+            return [self._crop(record, np.where(np.array(spare) < 0, middle, place).tolist()) for place in places]
         if self.settings.views == 1 or spare[along] <= 0:
             return [self._crop(record, middle)]
         ends = np.linspace(0, spare[along], self.settings.views).round().astype(int)

@@ -14,7 +14,7 @@ from core.segmentation import IGNORE
 from modalities.medical import nifti, pixels, series
 from modalities.medical.config import MedicalSettings
 from modalities.medical.finding import is_nifti
-from modalities.medical.geometry import box_above, moved, resample, spacing_of, to_ras
+from modalities.medical.geometry import box_above, moved, resample, spacing_of, tilt, to_ras
 from modalities.medical.headers import header_of
 
 Array = NDArray[Any]
@@ -24,25 +24,32 @@ FIXED_POINT = {"percentile": 8192.0, "zscore": 2048.0}
 LIMITS = {"percentile": (-1.0, 3.0), "zscore": (-15.0, 15.0)}
 """Relative values beyond are cut."""
 PERCENTILES = (0.5, 99.5)
+TILTED = 1.0
+"""Degrees off a right angle from which on a volume counts as tilted."""
+ELSEWHERE = 0.1
+"""Millimetres, and millimetres per voxel, by which the affines of a scan and its mask may differ."""
 ROUNDING = 0.02
 """Largest error of rounding to whole numbers, as a share of the values' deviation."""
 
 
-def read(item: Item, settings: MedicalSettings, *, masked: bool = False) -> list[Record]:
-    """The records of an item: volumes, or frames of an image. ``masked`` says that its label is a mask's path.
+def read(item: Item, settings: MedicalSettings, *, classes: int = 0) -> list[Record]:
+    """The records of an item: volumes, or frames of an image.
+
+    Where there are ``classes``, its label is the path of a mask whose values are below their number.
 
     Raises:
         Unreadable: with the reason.
     """
     if settings.volumes:
         scans = _nifti(item, settings) if is_nifti(item.path) else _series(item, settings)
-        return [
-            _volume(item, number, len(scans), values, affine, facts, settings, masked)
-            for number, (values, affine, facts) in enumerate(scans)
-        ]
+        several = [s for s in scans if not _blank(s[0])] if len(scans) > 1 else scans
+        if not several:
+            raise Unreadable("all its volumes are empty")
+        keys = [item.key] if len(several) == 1 else [f"{item.key}#{number:03d}" for number in range(len(several))]
+        return [_volume(item, key, *scan, settings, classes) for key, scan in zip(keys, several, strict=True)]
     if is_nifti(item.path):
         raise Unreadable("a volume; this recipe is for images of two axes")
-    if masked and item.target is not None:
+    if classes and item.target is not None:
         raise Unreadable("masks of images of two axes are not read here; modality image does, of PNG files")
     return _images(item, settings)
 
@@ -64,29 +71,35 @@ def _series(item: Item, settings: MedicalSettings) -> list[tuple[Array, Floats, 
 
 def _volume(
     item: Item,
-    number: int,
-    count: int,
+    key: str,
     values: Array,
     affine: Floats,
     facts: dict[str, Any],
     settings: MedicalSettings,
-    masked: bool,
+    classes: int,
 ) -> Record:
     _check(values)
-    file = mask_file(item) if masked else None
-    mask = None if file is None else _mask(file, values.shape)
     volume, placed = to_ras(values, affine)
-    mask = None if mask is None else to_ras(mask, affine)[0]
+    if min(volume.shape) < settings.refuse.fewest_slices:
+        raise Unreadable(f"a volume needs {settings.refuse.fewest_slices} slices, this is of {volume.shape} voxels")
+    if settings.refuse.tilted and tilt(placed) > TILTED:
+        raise Unreadable(f"its axes are {tilt(placed):.0f} degrees off a right angle (tilted gantry)")
+    file = mask_file(item) if classes else None
+    mask = None if file is None else _mask(file, volume.shape, placed, classes)
     if settings.spacing is not None:
-        mask = None if mask is None else resample(mask, placed, settings.spacing, nearest=True)[0]
-        volume, placed = resample(volume, placed, settings.spacing)
+        most = settings.refuse.most_voxels
+        mask = None if mask is None else resample(mask, placed, settings.spacing, most, nearest=True)[0]
+        volume, placed = resample(volume, placed, settings.spacing, most)
     if settings.crop_above is not None:
         box = box_above(volume, settings.crop_above)
         volume, mask = volume[box], None if mask is None else mask[box]
         placed = moved(placed, [part.start or 0 for part in box])
     stored = _stored(volume, settings)
-    facts = facts | {"spacing": _rounded(spacing_of(placed)), "affine": [_rounded(row) for row in placed]}
-    key = item.key if count == 1 else f"{item.key}#{number:03d}"
+    facts = facts | {
+        "tilt": round(tilt(placed), 1),
+        "spacing": _rounded(spacing_of(placed)),
+        "affine": [_rounded(row) for row in placed],
+    }
     return _record(item, key, stored, facts | {"least": stored.min().item()}, settings, mask)
 
 
@@ -94,18 +107,24 @@ def _rounded(numbers: Any) -> list[float]:
     return [round(float(number), 6) for number in numbers]
 
 
-def _mask(path: Path, shape: tuple[int, ...]) -> Array:
-    """The mask of a volume, voxel for voxel.
+def _mask(path: Path, shape: tuple[int, ...], placed: Floats, classes: int) -> Array:
+    """The mask of a volume, voxel for voxel, brought into RAS by its own affine, which may differ from the scan's.
 
     Raises:
-        Unreadable: if it is of another shape, or holds anything but small whole numbers.
+        Unreadable: if it lies elsewhere than the scan, or holds values that no class has.
     """
-    mask, _ = nifti.read(str(path), int(np.prod(shape, dtype=np.int64)))
+    values, affine = nifti.read(str(path), int(np.prod(shape, dtype=np.int64)))
+    mask, there = to_ras(values, affine)
     if mask.shape != shape:
-        raise Unreadable(f"its mask is of shape {mask.shape}, the scan of {shape}")
+        raise Unreadable(f"its mask is of {mask.shape} voxels, the scan of {shape}")
+    if not np.allclose(there, placed, atol=ELSEWHERE):
+        raise Unreadable("its mask lies elsewhere in the patient than the scan")
     whole = np.round(mask)
-    if np.abs(whole - mask).max() > 1e-3 or whole.min() < 0 or whole.max() > 255:
+    if not (np.abs(whole - mask).max() <= 1e-3 and whole.min() >= 0 and whole.max() <= IGNORE):
         raise Unreadable("its mask holds values that are not whole numbers of 0 to 255")
+    found = np.unique(whole)
+    if unknown := [int(value) for value in found if classes <= value < IGNORE]:
+        raise Unreadable(f"its mask holds {unknown[0]}, and task.classes names {classes} classes, from 0")
     return np.asarray(whole.astype(np.uint8))
 
 
@@ -118,22 +137,35 @@ def _images(item: Item, settings: MedicalSettings) -> list[Record]:
     if isinstance(header, str):
         raise Unreadable(f"no image: {header}")
     series.check(header, settings.refuse)
-    stored = pixels.coloured(pixels.frames(dataset, settings.refuse.most_voxels), dataset)
+    everything = pixels.frames(dataset, settings.refuse.most_voxels)
+    chosen = _chosen(len(everything), settings.frames)
+    stored = pixels.coloured(everything[chosen], dataset)
     colour = stored.ndim == 4
-    values = stored if colour else pixels.true_values(pixels.upright_grey(stored, dataset), dataset)
+    values = stored if colour else pixels.upright_grey(_true(everything, chosen, dataset), dataset)
     if colour and settings.channels == 1:
         values = pixels.luminance(values)
     elif not colour and settings.channels == 3:
         values = np.repeat(values[..., None], 3, axis=-1)
-    chosen = np.unique(np.linspace(0, len(values) - 1, settings.frames).round().astype(int))
     facts = {"modality": header.modality, "burned_in": header.burned_in, "secondary": header.secondary}
     records = []
-    for number in chosen if settings.frames > 1 else [len(values) // 2]:
-        _check(values[number])
-        image = _stored(_shrunk(values[number], settings.store.short_side), settings)
+    for number, value in zip(chosen, values, strict=True):
+        _check(value)
+        image = _stored(_shrunk(value, settings.store.short_side), settings)
         key = item.key if len(chosen) == 1 else f"{item.key}#{number:03d}"
         records.append(_record(item, key, image, facts | {"least": image.min().item()}, settings, None))
     return records
+
+
+def _chosen(frames: int, wanted: int) -> Array:
+    """Frames that are taken, spread evenly; the middle one where one is wanted."""
+    return np.unique(np.linspace(0, frames - 1, wanted).round().astype(int)) if wanted > 1 else np.array([frames // 2])
+
+
+def _true(everything: Array, chosen: Array, dataset: Any) -> Array:
+    """True values of the chosen frames; frames may have slopes of their own, which are told in order."""
+    if "PerFrameFunctionalGroupsSequence" in dataset:
+        return pixels.true_values(everything, dataset)[chosen]
+    return pixels.true_values(everything[chosen], dataset)
 
 
 def _shrunk(image: Array, short_side: int | None) -> Array:
@@ -153,10 +185,14 @@ def _shrunk(image: Array, short_side: int | None) -> Array:
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
+def _blank(values: Array) -> bool:
+    return bool(values.min() == values.max())
+
+
 def _check(values: Array) -> None:
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise Unreadable("holds values that are not finite")
-    if values.min() == values.max():
+    if _blank(values):
         raise Unreadable(f"all its values are {values.flat[0]:g}")
 
 
@@ -178,7 +214,9 @@ def _stored(values: Array, settings: MedicalSettings) -> Array:
     low, high = whole.min(), whole.max()
     limits = np.iinfo(np.int16)
     exact = whole is values or float(np.abs(whole - values).max()) <= ROUNDING * float(values.std())
-    if not (limits.min <= low and high <= limits.max and exact):
+    if not exact:
+        raise Unreadable("its values are fractions, which whole numbers would blur; set data.store.values=float32")
+    if not (limits.min <= low and high <= limits.max):
         raise Unreadable(
             f"values from {low:g} to {high:g} do not fit into whole numbers of 16 bits; set data.store.values=float32"
         )

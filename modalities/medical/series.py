@@ -2,8 +2,8 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,10 @@ from modalities.medical.geometry import Ladder, Plane, ladder
 from modalities.medical.headers import Header, Vector, header_of
 
 Array = NDArray[Any]
-MIXED = 1
-"""Decimals to which directions have to agree in one volume."""
+PARALLEL = 1e-3
+"""Largest difference of direction cosines within a volume."""
+ALIKE = 1e-3
+"""Largest relative difference of distances between pixels within a volume."""
 
 
 @dataclass(frozen=True)
@@ -33,41 +35,55 @@ class Volume:
     """Files that held a slice again."""
 
 
-def together(headers: Sequence[Header]) -> list[list[Header]]:
-    """Headers in groups that may make a volume each: one series, one orientation, one size.
+def together(headers: Sequence[Header], apart: Callable[[Header], object] = lambda _: None) -> list[list[Header]]:
+    """Headers in groups that may make a volume each: one patient, study, series, size, orientation and spacing.
 
-    Files with several frames stand alone. Groups and their members are in the order of their paths.
+    ``apart`` says what else must not be mixed. Files with several frames stand alone. Groups and their members are in
+    the order of their paths.
     """
-    groups: dict[tuple[Any, ...], list[Header]] = defaultdict(list)
+    groups: dict[tuple[Any, ...], list[list[Header]]] = defaultdict(list)
     for header in sorted(headers, key=lambda h: h.path):
         alone = header.path if header.frames > 1 or header.orientation is None else ""
-        turned = tuple(round(x, MIXED) + 0.0 for x in header.orientation or ())
-        groups[header.series, header.rows, header.columns, turned, alone].append(header)
-    return list(groups.values())
+        key = (header.patient, header.study, header.series, header.rows, header.columns, alone, apart(header))
+        # Numbers are compared with the first of a group: rounded ones would fall on either side of an edge.
+        fitting = next((group for group in groups[key] if _alike(group[0], header)), None)
+        if fitting is None:
+            groups[key].append([header])
+        else:
+            fitting.append(header)
+    return sorted((group for several in groups.values() for group in several), key=lambda group: group[0].path)
+
+
+def _alike(one: Header, other: Header) -> bool:
+    """Whether two slices may be parts of one volume, by their directions and the distances of their pixels."""
+    if one.orientation is None or other.orientation is None or one.spacing is None or other.spacing is None:
+        return one.orientation == other.orientation and one.spacing == other.spacing
+    turned = np.abs(np.subtract(one.orientation, other.orientation)).max()
+    return bool(turned < PARALLEL and np.allclose(one.spacing, other.spacing, rtol=ALIKE))
 
 
 def volumes(paths: Sequence[str], refuse: RefuseConfig) -> tuple[list[Volume], Header]:
-    """The volumes that the files at ``paths`` hold, in the order of acquisition, and a header of theirs.
+    """The volumes that the files at ``paths`` hold, in the order of acquisition, and a header that speaks for all.
 
     Raises:
         Unreadable: with the reason.
     """
-    datasets = [pixels.load(path) for path in paths]
-    headers = [_header(dataset, path) for dataset, path in zip(datasets, paths, strict=True)]
-    check(headers[0], refuse)
-    slices = [s for h, d in zip(headers, datasets, strict=True) for s in _slices(h, d, refuse.most_voxels)]
-    del datasets
+    slices: list[_Slice] = []
+    headers: list[Header] = []
+    scaled: set[bool] = set()
+    for path in paths:  # One file at a time: its bytes, decoded pixels and values do not pile up.
+        dataset = pixels.load(path)
+        headers.append(_header(dataset, path))
+        check(headers[-1], refuse)
+        scaled.add("RescaleSlope" in dataset or "RescaleIntercept" in dataset)
+        if sum(h.rows * h.columns * h.frames for h in headers) > refuse.most_voxels:
+            raise Unreadable(f"claims more than {refuse.most_voxels} voxels, the limit")
+        slices += _slices(headers[-1], dataset, refuse.most_voxels)
+    if len(scaled) > 1:
+        raise Unreadable("some of its slices say how values become units, others do not")
     slices, repeated = _once(slices)
-    if len(slices) < refuse.fewest_slices:
-        raise Unreadable(f"a volume needs {refuse.fewest_slices} slices, this has {len(slices)}")
-    if len({tuple(round(x, MIXED) + 0.0 for x in s.plane.orientation) for s in slices}) > 1:
-        raise Unreadable("its frames lie in several directions")
-    steps = ladder([s.plane for s in slices])
-    if steps.gaps and refuse.gaps:
-        count = len(steps.rungs) + steps.gaps
-        where = ", ".join(str(k + 1) for k, missing in enumerate(steps.missing) if missing)
-        raise Unreadable(f"{steps.gaps} of {count} slices are missing (after slice {where})")
-    return [_stack(slices, rung, steps, repeated) for rung in _phases(slices, steps)], headers[0]
+    steps = _in_order(slices, refuse)
+    return [_stack(slices, rung, steps, repeated) for rung in _phases(slices, steps)], _worst(headers)
 
 
 def check(header: Header, refuse: RefuseConfig) -> None:
@@ -86,11 +102,21 @@ def check(header: Header, refuse: RefuseConfig) -> None:
         raise Unreadable("not said to be free of writing in its pixels (BurnedInAnnotation)")
 
 
+def _worst(headers: Sequence[Header]) -> Header:
+    """The first header, with the most that any of them says against its pixels."""
+    said = {header.burned_in for header in headers}
+    burned = next(word for word in ("yes", "unsaid", "no") if word in said)
+    return replace(headers[0], burned_in=burned, secondary=any(header.secondary for header in headers))
+
+
 def _header(dataset: Dataset, path: str) -> Header:
     header = header_of(dataset, path)
     if isinstance(header, str):
         raise Unreadable(f"no image: {header}")
     return header
+
+
+# --- slices -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -101,47 +127,47 @@ class _Slice:
     """(rows, columns) in true units."""
     plane: Plane
     order: tuple[float, ...]
+    """What tells phases apart; the instance number, which a copy may change, last."""
     instance: str
     content: bytes
 
 
-def _slices(header: Header, dataset: Dataset, most: int) -> list[_Slice]:
+def _slices(header: Header, dataset: Dataset, most: int) -> Iterator[_Slice]:
     """The slices of a file: one, or the frames of an object with several."""
     if header.rows == 0:
         raise Unreadable("damaged DICOM header")
-    planes = _planes(header, dataset)
+    places = list(_places(header, dataset))
     stored = pixels.frames(dataset, most)
     if stored.ndim == 4 or str(dataset.get("PhotometricInterpretation", "")) == "PALETTE COLOR":
         raise Unreadable("a colour image is no slice of a volume")
     values = pixels.true_values(stored, dataset)
-    if len(planes) != len(values):
-        raise Unreadable(f"tells where {len(planes)} of its {len(values)} frames lie")
-    several = len(planes) > 1
-    return [
-        _Slice(
-            value,
+    if len(places) != len(values):
+        raise Unreadable(f"tells where {len(places)} of its {len(values)} frames lie")
+    for number, (value, (plane, time)) in enumerate(zip(values, places, strict=True)):
+        yield _Slice(
+            value.astype(np.float32) if value.dtype.kind == "f" else value,
             plane,
-            (*header.order, float(number)),
-            f"{header.instance}#{number}" if several or not header.instance else header.instance,
+            (time, *header.order),
+            f"{header.instance}#{number}" if header.instance else "",
             hashlib.blake2b(np.ascontiguousarray(value).tobytes(), digest_size=16).digest(),
         )
-        for number, (value, plane) in enumerate(zip(values, planes, strict=True))
-    ]
 
 
-def _planes(header: Header, dataset: Dataset) -> list[Plane]:
-    """Where each slice lies: said in the header, or for each frame."""
+def _places(header: Header, dataset: Dataset) -> Iterator[tuple[Plane, float]]:
+    """Where each slice lies, and its place in time: said in the header, or for each frame (PS3.3, C.7.6.16)."""
     groups = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
     if not groups:
         if header.frames > 1:
             raise Unreadable(f"{header.frames} frames without a place in the patient")
-        return [_plane(header.position, header.orientation, header.spacing)]
+        yield _plane(header.position, header.orientation, header.spacing), 0.0
+        return
     shared = pixels.first(dataset.get("SharedFunctionalGroupsSequence"))
-    return [_frame_plane(group, shared) for group in groups]
+    for group in groups:
+        yield _frame_plane(group, shared), _time(group)
 
 
 def _frame_plane(group: Dataset, shared: Dataset | None) -> Plane:
-    """PS3.3, C.7.6.16: what a frame does not say itself, all frames share."""
+    """What a frame does not say itself, all frames share."""
 
     def said(macro: str, field: str) -> Any:
         for source in (group, shared):
@@ -157,6 +183,14 @@ def _frame_plane(group: Dataset, shared: Dataset | None) -> Plane:
     )
 
 
+def _time(group: Dataset) -> float:
+    found = pixels.first(group.get("FrameContentSequence"))
+    try:
+        return float(found.get("TemporalPositionIndex") or 0) if found is not None else 0.0
+    except (TypeError, ValueError):
+        return 0.0
+
+
 def _plane(
     position: Vector | None, orientation: tuple[float, ...] | None, spacing: tuple[float, float] | None
 ) -> Plane:
@@ -167,17 +201,44 @@ def _plane(
     return Plane(position, orientation, spacing)
 
 
+# --- volumes ----------------------------------------------------------------------------------------------------------
+
+
 def _once(slices: Sequence[_Slice]) -> tuple[list[_Slice], int]:
-    """Slices without those that are there already: the same instance, or the same pixels at the same place."""
-    kept: dict[Any, _Slice] = {}
-    seen: set[str] = set()
+    """Slices without those that are there already, at the same place with the same pixels.
+
+    Empty slices of several phases are alike and no copies: phases tell themselves apart. The same instance at one place
+    is a copy in any case.
+    """
+    kept: list[_Slice] = []
+    seen: set[Any] = set()
     for one in slices:
-        place = (one.content, tuple(round(x, 2) for x in one.plane.position))
-        if place in kept or (one.instance and one.instance in seen):
-            continue
-        kept[place] = one
-        seen.add(one.instance)
-    return list(kept.values()), len(slices) - len(kept)
+        place = tuple(round(x, 2) for x in one.plane.position)
+        names: set[Any] = {("pixels", place, one.content, one.order[:-1])}
+        names |= {("instance", place, one.instance)} if one.instance else set()
+        if not names & seen:
+            kept.append(one)
+        seen |= names
+    return kept, len(slices) - len(kept)
+
+
+def _in_order(slices: Sequence[_Slice], refuse: RefuseConfig) -> Ladder:
+    first = slices[0].plane
+    for one in slices:
+        if np.abs(np.subtract(one.plane.orientation, first.orientation)).max() > PARALLEL:
+            raise Unreadable("its frames lie in several directions")
+        if not np.allclose(one.plane.spacing, first.spacing, rtol=ALIKE):
+            raise Unreadable("its frames have pixels of several sizes")
+    if len(slices) < refuse.fewest_slices:
+        raise Unreadable(f"a volume needs {refuse.fewest_slices} slices, this has {len(slices)}")
+    steps = ladder([one.plane for one in slices])
+    if len(steps.rungs) < refuse.fewest_slices:
+        raise Unreadable(f"a volume needs {refuse.fewest_slices} slices, this has images of {len(steps.rungs)} places")
+    if steps.gaps and refuse.gaps:
+        count = len(steps.rungs) + steps.gaps
+        where = ", ".join(str(k + 1) for k, missing in enumerate(steps.missing) if missing)
+        raise Unreadable(f"{steps.gaps} of {count} slices are missing (after slice {where})")
+    return steps
 
 
 def _phases(slices: Sequence[_Slice], steps: Ladder) -> list[list[int]]:

@@ -57,13 +57,13 @@ def test_a_tree_becomes_series_and_the_rest_is_counted(tree):
     for item in items:
         groups[item.group].append(item)
     assert {group: len(members) for group, members in groups.items()} == {
-        "number A": 2,
-        "number B": 1,
-        "subject 01": 1,
-        "subject 02": 1,
+        "A": 2,
+        "B": 1,
+        "1": 1,
+        "2": 1,
     }
-    assert all(len(item.parts) == 8 for item in groups["number A"])
-    assert groups["number B"][0].size == sum(path.stat().st_size for path in (tree / "b").iterdir())
+    assert all(len(item.parts) == 8 for item in groups["A"])
+    assert groups["B"][0].size == sum(path.stat().st_size for path in (tree / "b").iterdir())
     assert noticed == {
         "structured reports": 1,
         "radiotherapy plans": 1,
@@ -74,7 +74,7 @@ def test_a_tree_becomes_series_and_the_rest_is_counted(tree):
 
 def test_for_images_every_file_is_an_item(tree):
     items, _ = find(str(tree), IMAGES)
-    assert sum(item.group == "number A" for item in items) == 16
+    assert sum(item.group == "A" for item in items) == 16
     assert not any(item.parts for item in items)
 
 
@@ -89,8 +89,8 @@ def test_splits_on_top_are_taken(tmp_path):
         folder = tmp_path / split / "anything"
         scans.write_series(folder, scans.phantom(SMALL), scans.affine(), **uids(PatientID=patient))
     assert {item.group: item.split for item in find(str(tmp_path), VOLUMES)[0]} == {
-        "number A": "train",
-        "number B": "test",
+        "A": "train",
+        "B": "test",
     }
 
 
@@ -98,7 +98,7 @@ def test_a_manifest_may_name_folders_and_a_header_knows_its_patient_better(tree,
     lines = ["path,label,group", f"{tree / 'a' / 'x'},ill,who", f"{tree / 'sub-01'},well,who"]
     (tmp_path / "m.csv").write_text("\n".join(lines) + "\n")
     items, _ = find(str(tmp_path / "m.csv"), VOLUMES)
-    assert [(item.target, item.group) for item in items] == [("ill", "number A"), ("well", "subject 01")]
+    assert [(item.target, item.group) for item in items] == [("ill", "1"), ("well", "1")]
 
 
 def test_what_a_manifest_names_and_is_not_there_stays_an_item(tmp_path):
@@ -153,3 +153,66 @@ def test_no_patient_is_in_two_splits(data):
 def test_a_recipe_cannot_allow_divided_patients():
     with pytest.raises(UserError, match="divided_groups"):
         recipes.load("medical/demo", ["prepare.divided_groups=allow"])
+
+
+def one_line(tmp_path, *lines):
+    (tmp_path / "m.csv").write_text("\n".join(["path,label,group", *lines]) + "\n")
+    return {item.key: item.group for item in find(str(tmp_path / "m.csv"), VOLUMES)[0]}
+
+
+def test_a_patient_is_one_whoever_names_them(tmp_path):
+    """Case, spaces, zeros in front, BIDS and manifests; a study whose header lost its patient goes along."""
+    for name, fields in {
+        "a": uids(PatientID="P1 "),
+        "b": uids(PatientID="p1"),
+        "c": {**uids(PatientID="P1"), "StudyInstanceUID": "1.2.3"},
+        "d": {**uids(PatientID=""), "PatientName": "", "StudyInstanceUID": "1.2.3"},
+        "e": uids(PatientID="ANONYMOUS", PatientName="ANON"),
+    }.items():
+        scans.write_series(tmp_path / name, scans.phantom(SMALL), scans.affine(), **fields)
+    (tmp_path / "sub-P1").mkdir()
+    nibabel.save(nibabel.Nifti1Image(scans.phantom(SMALL), np.eye(4)), tmp_path / "sub-P1" / "x.nii.gz")
+    groups = one_line(tmp_path, *[f"{name},ill," for name in "abcd"], "e,ill,sub-P1", "sub-P1/x.nii.gz,ill,")
+    assert set(groups.values()) == {"P1"}
+    assert len(groups) == 6
+
+
+def test_a_manifest_s_groups_are_kept_too(tmp_path):
+    """What a manifest puts together, a family or a device, stays together, though headers tell people apart."""
+    for patient in "ABC":
+        scans.write_series(tmp_path / patient, scans.phantom(SMALL), scans.affine(), **uids(PatientID=patient))
+    groups = one_line(tmp_path, "A,ill,twins", "B,well,twins", "C,ill,alone")
+    assert len(set(groups.values())) == 2
+    assert groups[next(k for k in groups if k[0] == "A")] == groups[next(k for k in groups if k[0] == "B")]
+
+
+def test_placeholders_are_nobody(tmp_path):
+    for name in "ab":
+        fields = {**uids(PatientID="ANONYMOUS"), "PatientName": "UNKNOWN"}
+        scans.write_series(tmp_path / name, scans.phantom(SMALL), scans.affine(), **fields)
+    groups = one_line(tmp_path, "a,ill,P0", "b,ill,P1")
+    assert set(groups.values()) == {"P0", "P1"}
+
+
+def test_scans_that_tell_nobody_are_counted(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(scans.phantom(SMALL), np.eye(4)), tmp_path / "x.nii.gz")
+    (item,), noticed = find(str(tmp_path), VOLUMES)
+    assert item.group is None
+    assert noticed == {"scans that do not tell their patient; group them in a manifest": 1}
+
+
+def test_slices_listed_one_by_one_are_a_series(tmp_path):
+    paths = scans.write_series(tmp_path / "s", scans.phantom(SMALL), scans.affine())
+    groups = one_line(tmp_path, *[f"{path.relative_to(tmp_path)},ill," for path in paths])
+    assert len(groups) == 1
+
+
+def test_a_dicomdir_that_promises_more_than_there_is_says_so(tmp_path):
+    folder = Path(get_testdata_file("DICOMDIR")).parent
+    shutil.copytree(folder, tmp_path / "d")
+    whole, _ = find(str(tmp_path / "d" / "DICOMDIR"), IMAGES)
+    victim = next(path for path in (tmp_path / "d").rglob("*") if str(path) == whole[0].path)
+    victim.unlink()
+    items, noticed = find(str(tmp_path / "d" / "DICOMDIR"), IMAGES)
+    assert len(items) == len(whole) - 1
+    assert noticed["files that the DICOMDIR names and that are missing"] >= 1

@@ -79,8 +79,10 @@ def test_beyond_a_small_scan_nothing_is_labelled(tmp_path):
     made = plugin()
     (view,) = made.views(one(made, tmp_path))
     assert view.target.shape == (16, 8, 12)
-    assert (view.target[8:] == IGNORE).all()
-    assert (view.target[:8, :, :10] != IGNORE).all()
+    assert view.place == (-4, 0, -1)  # In the middle, as in training.
+    inside = np.zeros((16, 8, 12), bool)
+    inside[4:12, :, 1:11] = True
+    np.testing.assert_array_equal(view.target != IGNORE, inside)
 
 
 def test_training_batches_move_both_alike(tmp_path):
@@ -117,7 +119,7 @@ def test_a_series_has_its_mask_by_the_name_of_its_folder(tmp_path):
 
 
 BAD = {
-    "is of shape": np.zeros((3, 3, 3), np.uint8),
+    "is of .3, 3, 3. voxels": np.zeros((3, 3, 3), np.uint8),
     "not whole numbers": np.full((20, 24, 16), 0.5, np.float32),
     "not whole numbers of 0 to 255": np.full((20, 24, 16), 700, np.int16),
 }
@@ -131,6 +133,32 @@ def test_a_mask_that_does_not_fit_says_why(tmp_path, reason):
         one(plugin(), tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["elsewhere", "a class too many", "not a number"])
+def test_a_mask_of_something_else_is_refused(tmp_path, kind):
+    _, mask = write(tmp_path)
+    matrix, values = OBLIQUE.copy(), mask.astype(np.float32)
+    if kind == "elsewhere":
+        matrix[0, 3] += 1.0
+    else:
+        values[0, 0, 0] = 2 if kind == "a class too many" else np.nan
+    nibabel.save(nibabel.Nifti1Image(values, matrix), tmp_path / "masks" / "case.nii.gz")
+    reason = {"elsewhere": "lies elsewhere", "a class too many": "holds 2, and task.classes names 2"}
+    with pytest.raises(Unreadable, match=reason.get(kind, "not whole numbers")):
+        one(plugin(), tmp_path)
+
+
+def test_a_mask_written_the_other_way_round_still_fits(tmp_path):
+    """Tools store one volume with its rows flipped or not, and say so in the affine."""
+    scan, mask = write(tmp_path)
+    flip = np.diag([1.0, -1.0, 1.0, 1.0])
+    flip[1, 3] = mask.shape[1] - 1
+    other = nibabel.Nifti1Image(np.ascontiguousarray(mask[:, ::-1]), OBLIQUE @ flip)
+    nibabel.save(other, tmp_path / "masks" / "case.nii.gz")
+    payload = Bricks(one(plugin(), tmp_path).payload)
+    np.testing.assert_array_equal(payload.whole() > 0, payload.whole(mask=True) == 1)
+    assert scan.shape == mask.shape
+
+
 def test_a_manifest_may_name_a_mask_that_is_missing(tmp_path):
     write(tmp_path)
     (tmp_path / "m.csv").write_text("path,label\nimages/case.nii.gz,masks/none.nii.gz\n")
@@ -142,4 +170,4 @@ def test_masks_of_images_are_for_the_image_plugin(tmp_path):
     path = scans.write_image(tmp_path / "x", np.arange(64, dtype=np.uint16).reshape(8, 8))
     flat = MedicalSettings.model_validate({"size": [8, 8], "patch": [4, 4]})
     with pytest.raises(Unreadable, match="modality image"):
-        read(Item("k", str(path), target="mask.png"), flat, masked=True)
+        read(Item("k", str(path), target="mask.png"), flat, classes=2)

@@ -59,9 +59,24 @@ def test_monochrome1_is_mirrored_within_its_bits(tmp_path, signed):
     )
     dataset, raw = stored(path)
     np.testing.assert_array_equal(raw[0], values)
-    upright = pixels.upright_grey(raw, dataset)
+    upright = pixels.upright_grey(pixels.true_values(raw, dataset), dataset)
     low, high = (-2048, 2047) if signed else (0, 4095)
     np.testing.assert_array_equal(upright[0], low + high - values.astype(int))
+
+
+def test_monochrome1_is_mirrored_in_true_units(tmp_path):
+    fields = {"PhotometricInterpretation": "MONOCHROME1", "BitsStored": 12, "HighBit": 11}
+    path = scans.write_image(tmp_path / "x", RAMP, RescaleSlope=2, RescaleIntercept=-10, **fields)
+    dataset, raw = stored(path)
+    upright = pixels.upright_grey(pixels.true_values(raw, dataset), dataset)
+    np.testing.assert_array_equal(upright[0], (2 * 4095 - 10) + (-10) - (RAMP.astype(int) * 2 - 10))
+    squares = (np.arange(64, dtype=np.uint16) ** 2).tobytes()
+    table = scans.item(LUTDescriptor=[64, 0, 16], LUTData=squares, ModalityLUTType="US")
+    small = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    path = scans.write_image(tmp_path / "y", small, ModalityLUTSequence=Sequence([table]), **fields)
+    dataset, raw = stored(path)
+    upright = pixels.upright_grey(pixels.true_values(raw, dataset), dataset)
+    np.testing.assert_array_equal(upright[0], 63 * 63 - small.astype(int) ** 2)
 
 
 def test_palettes_become_colours_and_brightness():
@@ -181,7 +196,7 @@ def test_headers_are_looked_at_without_a_warning(tmp_path):
         warnings.simplefilter("error")
         header = look(str(path))
     assert not isinstance(header, str)
-    assert header.patient == "number P1"
+    assert header.patient == "P1"
 
 
 def test_files_without_a_preamble_are_found():

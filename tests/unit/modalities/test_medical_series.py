@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from pydicom.uid import generate_uid
 
@@ -119,7 +120,8 @@ REFUSED = {
     "needs 17 slices, this has 16": ({}, {"fewest_slices": 17}),
     "does not say where it lies": ({"ImagePositionPatient": None}, {}),
     "does not say how far": ({"PixelSpacing": None}, {}),
-    "the limit is 10": ({}, {"most_voxels": 10}),
+    "claims more than 10 voxels": ({}, {"most_voxels": 10}),
+    "claims more than 1000 voxels": ({}, {"most_voxels": 1000}),
     "all its slices lie at one place": ({"ImagePositionPatient": [0, 0, 0]}, {}),
     "a colour image": ({"PhotometricInterpretation": "PALETTE COLOR"}, {}),
 }
@@ -137,4 +139,115 @@ def test_a_cut_off_slice_costs_its_volume_with_the_reason(tmp_path):
     paths = scans.write_series(tmp_path, scans.phantom(), scans.affine())
     paths[5].write_bytes(paths[5].read_bytes()[:-100])
     with pytest.raises(Unreadable, match="cut off"):
+        read(paths)
+
+
+def grouped(folder):
+    headers = [look(str(path)) for path in sorted(folder.rglob("IM*"))]
+    return [[header.path for header in group] for group in series.together(headers)]
+
+
+def test_patients_that_share_a_series_number_stay_apart(tmp_path):
+    for patient in "AB":
+        scans.write_series(tmp_path / patient, scans.phantom(), scans.affine(), PatientID=patient)
+    groups = grouped(tmp_path)
+    assert [len(group) for group in groups] == [16, 16]
+    assert all(len({path.split("/")[-2] for path in group}) == 1 for group in groups)
+
+
+def test_directions_are_compared_and_not_rounded(tmp_path):
+    """A cosine near 0.05 would be rounded to 0.0 in one slice and to 0.1 in the next."""
+    angle = np.degrees(np.arcsin(0.05))
+    matrix = scans.affine(rotation=scans.turned(angle))
+    paths = scans.write_series(tmp_path, scans.phantom(), matrix)
+    for number, path in enumerate(paths):
+        dataset = pydicom.dcmread(path)
+        jitter = 1e-7 if number % 2 else -1e-7
+        dataset.ImageOrientationPatient = [f"{float(x) + jitter:.12f}"[:16] for x in dataset.ImageOrientationPatient]
+        dataset.save_as(path)
+    (group,) = grouped(tmp_path)
+    (volume,) = read(group)
+    assert np.linalg.norm(volume.affine[:3, 2]) == pytest.approx(2.5)
+
+
+def edited(tmp_path, numbers, **fields):
+    paths = scans.write_series(tmp_path, scans.phantom(), scans.affine(), **fields.pop("base", {}))
+    for number in numbers:
+        dataset = pydicom.dcmread(paths[number])
+        for name, value in fields.items():
+            if value is None:
+                delattr(dataset, name)
+            else:
+                setattr(dataset, name, value)
+        dataset.save_as(paths[number])
+    return paths
+
+
+def test_a_unit_that_cannot_be_read_is_not_guessed(tmp_path):
+    paths = edited(tmp_path / "a", [3], RescaleIntercept=None, RescaleSlope=None)
+    with pytest.raises(Unreadable, match="some of its slices say how values become units"):
+        read(paths)
+    paths = scans.write_series(tmp_path / "b", scans.phantom(), scans.affine())
+    data = paths[3].read_bytes()
+    assert data.count(b"-1024") == 1
+    paths[3].write_bytes(data.replace(b"-1024", b"-1O24"))
+    with pytest.raises(Unreadable, match="its RescaleIntercept is no number"):
+        read(paths)
+
+
+def test_one_slice_with_writing_is_enough(tmp_path):
+    paths = edited(tmp_path, [9], BurnedInAnnotation="YES", base={"BurnedInAnnotation": "NO"})
+    with pytest.raises(Unreadable, match="writing in its pixels"):
+        read(paths)
+    _, header = series.volumes([str(path) for path in paths], RefuseConfig(burned_in="never"))
+    assert header.burned_in == "yes"
+
+
+def test_slices_of_other_pixels_are_another_volume(tmp_path):
+    edited(tmp_path, range(8), PixelSpacing=[2.0, 2.0])
+    assert [len(group) for group in grouped(tmp_path)] == [8, 8]
+
+
+def test_slices_beside_one_another_are_no_volume(tmp_path):
+    paths = scans.write_series(tmp_path, scans.phantom(), scans.affine())
+    dataset = pydicom.dcmread(paths[7])
+    dataset.ImagePositionPatient = [float(x) + 30 * (axis == 0) for axis, x in enumerate(dataset.ImagePositionPatient)]
+    dataset.save_as(paths[7])
+    with pytest.raises(Unreadable, match=r"do not lie behind one another, one is 30\.0 mm aside"):
+        read(paths)
+
+
+def test_empty_slices_of_several_echoes_are_no_copies(tmp_path):
+    uid = generate_uid()
+    echoes = [scans.phantom(seed=seed) for seed in range(2)]
+    for values in echoes:
+        values[:, :, 0] = -1024
+    paths = [
+        path
+        for number, values in enumerate(echoes)
+        for path in scans.write_series(
+            tmp_path / str(number), values, OBLIQUE, SeriesInstanceUID=uid, EchoNumbers=number + 1
+        )
+    ]
+    found = read(paths)
+    assert [volume.repeated for volume in found] == [0, 0]
+    for volume, values in zip(found, echoes, strict=True):
+        np.testing.assert_array_equal(volume.values, values)
+
+
+def test_one_instance_number_for_all_is_an_anonymiser_s_fault_and_no_copy(tmp_path):
+    paths = scans.write_series(tmp_path, scans.phantom(), OBLIQUE, SOPInstanceUID="1.2.3")
+    assert read(paths)[0].values.shape == (20, 24, 16)
+
+
+def test_few_places_with_many_images_are_no_volume(tmp_path):
+    uid = generate_uid()
+    paths = [
+        path
+        for echo in range(4)
+        for path in scans.write_series(
+            tmp_path / str(echo), scans.phantom((20, 24, 3), echo), OBLIQUE, SeriesInstanceUID=uid, EchoNumbers=echo
+        )
+    ]
+    with pytest.raises(Unreadable, match="this has images of 3 places"):
         read(paths)
