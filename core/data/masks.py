@@ -1,5 +1,6 @@
 """Where the masks of a source stand: in the label column of its manifest, or in a folder of their own."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -24,7 +25,7 @@ def with_masks(items: Iterable[Item], source: str) -> list[Item]:
     mask is the file of the same place and stem below the second; all else is left out. Other sources have no masks.
 
     Raises:
-        UserError: if a case of the folder has several channels, or two masks.
+        UserError: if a case of the folder has several channels, or two masks, or shares one with another.
     """
     given, kind = list(items), kind_of(source)
     if kind == "manifest":
@@ -70,9 +71,13 @@ def _in_folders(items: list[Item], data: Path, masks: Path, source: str) -> list
             continue
         inside = path.relative_to(data)
         case = _case(_stem(inside.as_posix()), source) if named else _stem(inside.as_posix())
-        # A series of files is called like the folder that holds it.
-        target = files.get(case) or (files.get(inside.parent.as_posix()) if item.parts else None)
+        # A series of files is called like a folder that holds it.
+        folders = [folder.as_posix() for folder in inside.parents] if item.parts else []
+        target = next((files[name] for name in (case, *folders) if name in files), None)
         found.append(replace(item, target=target))
+    times = Counter(item.target for item in found if item.target is not None)
+    if any(count > 1 for count in times.values()):
+        raise UserError(f"{called(source)} has a mask that stands for several items; name the pairs in a manifest")
     return found
 
 

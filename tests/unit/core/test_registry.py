@@ -150,7 +150,7 @@ def test_the_commands_go_on_beside_a_plugin_that_raises_at_import(tmp_path):
     listed = maeflow("modalities")
     assert listed.returncode == 0
     lines = {line.split()[0]: line for line in listed.stdout.splitlines()[1:]}
-    assert set(lines) == {"audio", "image", "sonar", "video"}
+    assert set(lines) == {"audio", "image", "medical", "sonar", "video"}
     assert "OSError: no licence (sonar_config.py, line 1)" in lines["sonar"]
     assert all(line.endswith("ok") for name, line in lines.items() if name != "sonar")
     assert "image/demo" in maeflow("recipes").stdout

@@ -11,6 +11,7 @@ import torch
 from core.config import TaskConfig
 from core.data.bricks import Bricks
 from core.data.loading import collate
+from core.errors import UserError
 from core.modality import Item, Stats, Unreadable
 from core.segmentation import IGNORE
 from modalities.medical.config import MedicalSettings
@@ -116,6 +117,18 @@ def test_a_series_has_its_mask_by_the_name_of_its_folder(tmp_path):
     nibabel.save(mask, tmp_path / "masks" / "case.nii.gz")
     payload = Bricks(one(plugin(), tmp_path).payload)
     np.testing.assert_array_equal(payload.whole() > -500, payload.whole(mask=True) == 1)
+
+
+def test_two_series_do_not_share_a_mask(tmp_path):
+    values = scans.phantom((20, 24, 16))
+    (tmp_path / "masks").mkdir()
+    mask = nibabel.Nifti1Image((values > -500).astype(np.uint8), OBLIQUE)
+    nibabel.save(mask, tmp_path / "masks" / "case.nii.gz")
+    for number in "12":
+        folder = tmp_path / "images" / "case" / number
+        scans.write_series(folder, values, OBLIQUE, SeriesInstanceUID=f"1.2.{number}")
+    with pytest.raises(UserError, match="stands for several items"):
+        list(plugin().discover(str(tmp_path)))
 
 
 BAD = {
