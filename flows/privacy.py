@@ -1,5 +1,6 @@
 """What flows keep to themselves where sources are private: Prefect stores parameters, and the texts of exceptions."""
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -24,9 +25,13 @@ def is_private(modality: str) -> bool:
 def discretion(modality: str) -> Iterator[None]:
     """Where sources are private, an unforeseen error leaves as a `StageError` with its type and place alone.
 
+    What is written from now on, by this process and its children, is closed to others: even pixels may tell who it is.
+
     Raises:
         StageError: in place of anything but a `UserError` or a `StageError`, whose texts are ours.
     """
+    if is_private(modality):
+        os.umask(os.umask(0o077) | 0o007)
     try:
         yield
     except (UserError, StageError):

@@ -51,14 +51,15 @@ def prepare(
         Stopped: if asked to stop.
     """
     items = _items(plugin, source)
+    hint = ""
     if plugin.info.private:
-        remember_items(home, digest, items)
+        hint = f"; which they are, {home.uri(remember_items(home, digest, items))} of the home tells its owner"
     folder = home.root / "prepared" / "shards"
     folder.mkdir(exist_ok=True)
     _clear(workdir, folder)
     units = shards.plan(items, plugin, recipe.prepare.shard_items)
     results = _read(units, plugin, folder, recipe, tracker, should_stop)
-    _enough(units, results, recipe.prepare.max_unreadable, folder)
+    _enough(units, results, recipe.prepare.max_unreadable, folder, hint)
     facts = gather(results, recipe)
     link_shards(units, folder, workdir)
     write_index(workdir, facts)
@@ -68,7 +69,7 @@ def prepare(
     write_card(workdir, _card(facts, statistics, items, source, plugin.noticed))
     for what, count in sorted(plugin.noticed.items()):
         tracker.note(f"in the source: {count} {what}")
-    _tell(facts, tracker)
+    _tell(facts, tracker, hint)
     return _record(recipe, plugin, home, digest, facts, statistics)
 
 
@@ -146,7 +147,7 @@ def _need_disk(units: Sequence[Unit], folder: Path) -> None:
         )
 
 
-def _enough(units: Sequence[Unit], results: Sequence[Result], limit: float, folder: Path) -> None:
+def _enough(units: Sequence[Unit], results: Sequence[Result], limit: float, folder: Path, hint: str) -> None:
     """Refuse what is mostly unreadable; what was not read is then tried again by the next run.
 
     Raises:
@@ -163,8 +164,8 @@ def _enough(units: Sequence[Unit], results: Sequence[Result], limit: float, fold
     more = f"\n  ... and {len(unreadable) - 10} more" if len(unreadable) > 10 else ""
     what = "none of the" if len(unreadable) == found else f"{len(unreadable)} of the"
     verb = "could be read" if len(unreadable) == found else "could not be read"
-    hint = "" if len(unreadable) == found else f"\nraise prepare.max_unreadable above {limit} to go on without them"
-    raise StageError(f"{what} {found} items {verb}:\n{shown}{more}{hint}")
+    go_on = "" if len(unreadable) == found else f"\nraise prepare.max_unreadable above {limit} to go on without them"
+    raise StageError(f"{what} {found} items {verb}{hint}:\n{shown}{more}{go_on}")
 
 
 def _source_kind(source: str) -> str:
@@ -194,7 +195,7 @@ def _card(
     }
 
 
-def _tell(facts: Facts, tracker: Tracker) -> None:
+def _tell(facts: Facts, tracker: Tracker, hint: str) -> None:
     missing = [name for name, counts in facts.classes.items() if counts["train"] == 0]
     if missing:
         tracker.note(f"no training item of {len(missing)} classes: {', '.join(missing[:10])}")
@@ -205,7 +206,8 @@ def _tell(facts: Facts, tracker: Tracker) -> None:
             f"{groups}"
         )
     if facts.unreadable:
-        tracker.note(f"{len(facts.unreadable)} files could not be read; the dataset card lists them with the reasons")
+        count = len(facts.unreadable)
+        tracker.note(f"{count} items could not be read; the dataset card lists them with the reasons{hint}")
     numbers = {f"prepare/{split}": float(n) for split, n in facts.counts.items()}
     numbers["prepare/unreadable"] = float(len(facts.unreadable))
     numbers["prepare/duplicates"] = float(sum(facts.repeated))

@@ -109,9 +109,11 @@ def _compared(table: Mapping[str, Any]) -> str:
     if math.isfinite(paired["low"]) and paired["low"] <= 0 <= paired["high"]:
         sentences.append("The interval spans zero: no clear difference.")
     name = table["baseline"]["name"]
-    if baseline >= max(ours, theirs):
+    if baseline == max(ours, theirs):
+        sentences.append(f"{name}, without any network, does as well: {percent(baseline)}.")
+    elif baseline > max(ours, theirs):
         sentences.append(f"{name}, without any network, does better than both: {percent(baseline)}.")
-    elif baseline >= ours:
+    elif baseline > ours:
         sentences.append(f"{name}, without any network, does better than the pretrained encoder: {percent(baseline)}.")
     else:
         sentences.append(f"{name}, without any network, reaches {percent(baseline)}.")

@@ -178,7 +178,7 @@ def _parts(
         parts.append(Part(ids, weight))
     if left_out:
         whose = ", or are of people who are tested on," if people else ""
-        work.tracker.note(f"{left_out} items equal labelled test items{whose} and are kept out of pretraining")
+        work.tracker.note(f"{left_out} training items equal labelled test items{whose} and are kept out of pretraining")
     work.tracker.metrics(0, {"pretrain/held_out": float(left_out)})
     if not any(len(part.ids) for part in parts):
         raise StageError("there is no training item to pretrain on; see the splits in the dataset card")

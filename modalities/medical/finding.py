@@ -23,6 +23,7 @@ PREFIX = re.compile(r"^sub-", re.IGNORECASE)
 STUDY = "study "
 CLOSED = "files and folders that cannot be opened"
 LOST = "files that the DICOMDIR names and that are missing"
+SLICES = "images that are slices of volumes, each taken by itself; a size of three axes puts them together"
 NAMELESS = "scans that do not tell their patient; group them in a manifest"
 
 
@@ -58,7 +59,7 @@ def find(source: str, settings: MedicalSettings) -> tuple[list[Item], Counter[st
         files = [file for item in listed for file in _inside(item, passed)]
     found = _formed(files, settings, passed)
     if not found:
-        raise UserError(f"source {source} holds no scan; looked for DICOM files of any name, .nii and .nii.gz")
+        raise UserError("there is no scan in the source; looked for DICOM files of any name, .nii and .nii.gz")
     items = _grouped(found)
     passed[NAMELESS] += sum(item.group is None for item in items)
     return sorted(items, key=lambda item: item.key), +passed
@@ -155,6 +156,7 @@ def _formed(files: Sequence[Item], settings: MedicalSettings, passed: Counter[st
         # What a manifest says of slices must hold for their volume.
         groups = series.together(headers, lambda h: (rest[h.path].target, rest[h.path].split, rest[h.path].group))
         return found + [_series(group, rest) for group in groups]
+    passed[SLICES] += sum(h.position is not None and h.orientation is not None for h in headers)
     return found + [_Found(_sized(rest[h.path]), h.patient, h.study) for h in headers]
 
 

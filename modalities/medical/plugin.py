@@ -47,8 +47,12 @@ class MedicalModality(Modality[MedicalSettings]):
 
     def discover(self, source: str) -> Iterable[Item]:
         """Series, images and NIfTI files, whatever they are called; others are counted in ``noticed``."""
-        items, self.noticed = find(source, self.settings)
-        return with_masks(items, source) if self._masked else items
+        items, noticed = find(source, self.settings)
+        if self._masked:
+            items = with_masks(items, source)
+            noticed["scans without a mask"] = sum(item.target is None for item in items)
+        self.noticed = +noticed
+        return items
 
     def read(self, item: Item) -> Sequence[Record]:
         """Volumes in RAS at the recipe's spacing, or images, in true units."""

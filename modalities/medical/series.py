@@ -195,7 +195,7 @@ def _plane(
     position: Vector | None, orientation: tuple[float, ...] | None, spacing: tuple[float, float] | None
 ) -> Plane:
     if position is None or orientation is None:
-        raise Unreadable("does not say where it lies in the patient")
+        raise Unreadable("does not say where it lies in the patient; images of two axes need a size of two")
     if spacing is None or min(spacing) <= 0:
         raise Unreadable("does not say how far its pixels lie apart")
     return Plane(position, orientation, spacing)
@@ -230,7 +230,8 @@ def _in_order(slices: Sequence[_Slice], refuse: RefuseConfig) -> Ladder:
         if not np.allclose(one.plane.spacing, first.spacing, rtol=ALIKE):
             raise Unreadable("its frames have pixels of several sizes")
     if len(slices) < refuse.fewest_slices:
-        raise Unreadable(f"a volume needs {refuse.fewest_slices} slices, this has {len(slices)}")
+        alone = "; a manifest names the folder of a series, not a file of it" if len(slices) == 1 else ""
+        raise Unreadable(f"a volume needs {refuse.fewest_slices} slices, this has {len(slices)}{alone}")
     steps = ladder([one.plane for one in slices])
     if len(steps.rungs) < refuse.fewest_slices:
         raise Unreadable(f"a volume needs {refuse.fewest_slices} slices, this has images of {len(steps.rungs)} places")

@@ -116,6 +116,9 @@ def test_nothing_that_was_planted_comes_out(ward, tmp_path):
     assert find(home / "private", NEEDLES)
     for path in (home / "private", *(home / "private").glob("*")):
         assert path.stat().st_mode & 0o077 == 0
+    # Pixels may tell as much as names: what was made of them is closed to others.
+    made = [path for folder in ("prepared", "runs") for path in (home / folder).rglob("*") if path.is_file()]
+    assert not [path.name for path in made if path.stat().st_mode & 0o007]
 
 
 def test_errors_name_nobody(ward, tmp_path):
