@@ -3,7 +3,7 @@
 Both arms, the pretrained encoder and random weights, get the same grid, the same seeds and the same steps. Scores are
 accuracies on the validation split; the test split is never read. The seeds are not those of the recipe.
 
-    python benchmarks/tune_label_efficiency.py HOME RECIPE [--labels 5] [--seeds 1 2 3] [--rates ...] [--out FILE]
+    python benchmarks/tune_label_efficiency.py HOME RECIPE [--labels 5] [--seeds 1 2 3] [--rates ...] [--decays ...] [--out FILE]
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main() -> int:
     labelled = read_record(home / "prepared" / encoder.prepared, PreparedData)
     if labelled.target is None:
         labelled = newest_labelled(home)
-    jobs = list(product(("pretrained", "random"), options.rates, DECAYS, options.seeds))
+    jobs = list(product(("pretrained", "random"), options.rates, options.decays, options.seeds))
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=one_thread) as pool:
         values = recipe.model_dump(mode="json")
         futures = [pool.submit(score, values, encoder, labelled, home, options.labels, *job) for job in jobs]
@@ -57,6 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--labels", type=int, default=5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    parser.add_argument("--decays", type=float, nargs="+", default=DECAYS)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--out", default=None)
     return parser.parse_args()

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from core.data.packages import member_of
 from core.workspace import made_once
-from modalities.medical.geometry import box_above
 
 Array = NDArray[Any]
 BRAIN = (
@@ -165,7 +164,7 @@ def write_nifti(path: Path, values: Array, affine: NDArray[np.float64]) -> None:
 
 
 def write_series(folder: Path, slab: Array, start: int) -> None:
-    """Write coronal slices of ``slab`` (R, A, S), whose first lies at voxel ``start``, cut to the brain.
+    """Write coronal slices of ``slab`` (R, A, S), whose first lies at voxel ``start``.
 
     Names are shuffled. Rows run down, columns to the patient's left, as on a lightbox; DICOM counts left and back.
     """
@@ -173,7 +172,6 @@ def write_series(folder: Path, slab: Array, start: int) -> None:
     from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
     folder.mkdir(parents=True)
-    right, _, up = box_above(slab, 0)
     names = list(range(slab.shape[1]))
     random.Random(start).shuffle(names)
     for depth, name in enumerate(names):
@@ -186,11 +184,11 @@ def write_series(folder: Path, slab: Array, start: int) -> None:
         image.StudyInstanceUID, image.InstanceNumber, image.BurnedInAnnotation = "2.25.1", name, "NO"
         image.SamplesPerPixel, image.PhotometricInterpretation, image.PixelRepresentation = 1, "MONOCHROME2", 0
         image.BitsAllocated, image.BitsStored, image.HighBit = 8, 8, 7
-        pixels = np.ascontiguousarray(slab[right, depth, up][::-1, ::-1].T)
+        pixels = np.ascontiguousarray(slab[::-1, depth, ::-1].T)
         image.Rows, image.Columns = pixels.shape
         image.PixelSpacing, image.SliceThickness = [1, 1], 1
         image.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
-        image.ImagePositionPatient = [1 - right.stop, -(start + depth), up.stop - 1]
+        image.ImagePositionPatient = [1 - slab.shape[0], -(start + depth), slab.shape[2] - 1]
         image.PixelData = pixels.tobytes() + b"\0" * (pixels.size % 2)
         image.save_as(folder / f"IM{name:04d}", enforce_file_format=True)
 

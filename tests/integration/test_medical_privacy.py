@@ -23,6 +23,7 @@ NEEDLES = (PLACE, NAME, ID, BORN, DATE, UID, INSTITUTION, DOCTOR, PRIVATE, NESTE
 QUICK = [
     *("--set", "data.size=[16,8,16]"),
     *("--set", "data.patch=[8,4,8]"),
+    *("--set", "data.crop_above=null"),
     *("--set", "data.intensity.windows=[[-1000,300]]"),
     *("--set", "pretrain.epochs=2"),
     *("--set", "pretrain.repeats=1"),
