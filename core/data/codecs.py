@@ -65,7 +65,9 @@ def _decode_file(record: Record) -> Array:
     from PIL import Image
 
     with Image.open(io.BytesIO(record.payload)) as picture:
-        return np.asarray(picture)
+        grey = len(record.shape) == 2 or record.shape[2] == 1
+        # WebP knows no grey pictures and gives three channels alike.
+        return np.asarray(picture.convert("L") if grey else picture)
 
 
 _CODECS: dict[str, tuple[Encode, Decode]] = {

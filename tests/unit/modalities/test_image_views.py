@@ -49,6 +49,15 @@ def test_the_fixed_view_is_the_centre(tmp_path):
     assert abs(float(got[1].mean()) - PICTURE[15:45, 30:60, 1].mean()) < 2
 
 
+@pytest.mark.parametrize("codec", ["jpeg", "webp", "raw"])
+def test_a_grey_picture_stays_grey(tmp_path, codec):
+    store = StoreConfig(codec=codec, quality=100)
+    plugin = ImageModality(ImageSettings(size=(32, 32), patch=(8, 8), channels=1, store=store))
+    got = view(plugin, record(plugin, tmp_path, PICTURE[..., 0]), 0, train=False)
+    assert got.shape == (1, 32, 32)
+    assert abs(float(got.mean()) - PICTURE[15:45, :, 0].mean()) < 3
+
+
 def test_an_affine_motion_of_nothing_changes_nothing():
     picture = Image.fromarray(PICTURE)
     assert np.array_equal(np.asarray(affine(picture, AffineConfig(), np.random.default_rng(0))), PICTURE)
