@@ -33,11 +33,12 @@ format: $(DEV_STAMP) ## Put the code into its form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(DEV_STAMP) ## Time one training step and the loading of images and videos beside their peers
+bench: $(DEV_STAMP) ## Time one training step and the loading of images, videos, sound and scans beside their peers
 	$(BIN)/python benchmarks/pretrain_step.py
 	$(BIN)/python benchmarks/image_loading.py
 	$(BIN)/python benchmarks/video_loading.py
 	$(BIN)/python benchmarks/audio_features.py
+	$(BIN)/python benchmarks/scan_loading.py
 
 constraints: $(DEV_STAMP) ## Write down the versions in use
 	$(BIN)/python .ci/constraints >.venv/constraints.txt
