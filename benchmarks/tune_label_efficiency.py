@@ -3,7 +3,7 @@
 Both arms, the pretrained encoder and random weights, get the same grid, the same seeds and the same steps. Scores are
 accuracies on the validation split; the test split is never read. The seeds are not those of the recipe.
 
-    python benchmarks/tune_label_efficiency.py HOME RECIPE [--labels 5] [--seeds 1 2] [--rates ...] [--decays ...] [--out FILE]
+    python benchmarks/tune_label_efficiency.py HOME RECIPE [--labels 5] [--seeds 1 2] [--rates ...] [--decays ...]
 """
 
 import argparse
