@@ -38,7 +38,7 @@ def record(key, group=None):
 
 def test_processes_that_ask_at_once_get_one_secret(home):
     gate = home.root / "gate"
-    code = f"{ASK}while not pathlib.Path({str(gate)!r}).exists(): pass\n"
+    code = f"import time; {ASK}while not pathlib.Path({str(gate)!r}).exists(): time.sleep(0.001)\n"
     code += f"print(secret_of(Home(pathlib.Path({str(home.root)!r}))).hex())"
     asking = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(8)]
     time.sleep(1)
