@@ -25,13 +25,13 @@ def is_private(modality: str) -> bool:
 def discretion(modality: str) -> Iterator[None]:
     """Where sources are private, an unforeseen error leaves as a `StageError` with its type and place alone.
 
-    What is written from now on, by this process and its children, is closed to others: even pixels may tell who it is.
+    What is written within, by this process and its children, is closed to others: even pixels may tell who it is.
 
     Raises:
         StageError: in place of anything but a `UserError` or a `StageError`, whose texts are ours.
     """
-    if is_private(modality):
-        os.umask(os.umask(0o077) | 0o007)
+    before = os.umask(0o077)
+    os.umask(before | 0o007 if is_private(modality) else before)
     try:
         yield
     except (UserError, StageError):
@@ -42,6 +42,8 @@ def discretion(modality: str) -> Iterator[None]:
         if settings.debug():
             traceback.print_exc(file=sys.stderr)
         raise StageError(f"{discreet(error)}; run it again with --debug to see more, which may show names") from None
+    finally:
+        os.umask(before)
 
 
 def source_name(text: str, modality: str, home: Path) -> str:

@@ -67,7 +67,7 @@ def _decode_file(record: Record) -> Array:
     with Image.open(io.BytesIO(record.payload)) as picture:
         grey = len(record.shape) == 2 or record.shape[2] == 1
         # WebP knows no grey pictures and gives three channels alike.
-        return np.asarray(picture.convert("L") if grey else picture)
+        return np.asarray(picture.convert("L") if grey and picture.mode == "RGB" else picture)
 
 
 _CODECS: dict[str, tuple[Encode, Decode]] = {

@@ -147,7 +147,7 @@ def test_headers_that_are_kept_are_numbers_and_known_words(ward):
     paths = tuple(str(path) for path in sorted(folder.iterdir()))
     (record,) = read(Item("key", paths[0], parts=paths, group="someone"), MedicalSettings())
     assert set(record.meta) == {
-        "modality", "burned_in", "secondary", "filled", "repeated_slices", "spacing", "affine", "least",
+        "modality", "burned_in", "secondary", "filled", "repeated_slices", "spacing", "affine", "tilt", "least",
     }  # fmt: skip
     words = [value for value in record.meta.values() if isinstance(value, str)]
     assert set(words) <= {"CT", "yes", "no", "unsaid"}
