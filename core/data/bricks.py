@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from core.data.codecs import register
+from core.data.windows import overlap_of
 from core.modality import Record
 
 Array = NDArray[Any]
@@ -103,19 +104,12 @@ class Bricks:
         """
         layout, plane = self._layout, int(mask)
         out = np.full(tuple(size), fill, dtype=layout.types[plane])
-        low = [max(0, c) for c in corner]
-        high = [min(n, c + s) for n, c, s in zip(layout.shape, corner, size, strict=True)]
-        if any(a >= b for a, b in zip(low, high, strict=True)):
-            return out
-        for place in _touched(low, high, layout.brick):
-            start = [number * side for number, side in zip(place, layout.brick, strict=True)]
+        there, _ = overlap_of(corner, size, layout.shape)
+        for place in _touched(there, layout.brick):
             extent = layout.extent(place)
-            inside, target = [], []
-            for a, b, s, e, c in zip(low, high, start, extent, corner, strict=True):
-                begin, end = max(a, s), min(b, s + e)
-                inside.append(slice(begin - s, end - s))
-                target.append(slice(begin - c, end - c))
-            out[tuple(target)] = self._brick(place, extent, plane)[tuple(inside)]
+            start = [c - number * side for c, number, side in zip(corner, place, layout.brick, strict=True)]
+            inside, target = overlap_of(start, size, extent)
+            out[target] = self._brick(place, extent, plane)[inside]
         return out
 
     def whole(self, *, mask: bool = False) -> Array:
@@ -129,9 +123,11 @@ class Bricks:
         return _decompress(data, extent, np.dtype(layout.types[plane]), layout.compression)
 
 
-def _touched(low: Sequence[int], high: Sequence[int], brick: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Places of the bricks that a box has a part in."""
-    return itertools.product(*[range(a // s, -(-b // s)) for a, b, s in zip(low, high, brick, strict=True)])
+def _touched(box: Sequence[slice], brick: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Places of the bricks that a box has a part in; none where it is empty."""
+    if any(part.start >= part.stop for part in box):
+        return iter(())
+    return itertools.product(*[range(p.start // s, -(-p.stop // s)) for p, s in zip(box, brick, strict=True)])
 
 
 @cache

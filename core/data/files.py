@@ -1,11 +1,21 @@
 """Files as readers meet them: everything that keeps one from being read becomes a plain reason, without the path."""
 
+import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from core.modality import Unreadable
+
+
+def facts(path: str | Path) -> tuple[int, int]:
+    """Bytes and modification time in ns; -1 and 0 for what is not there."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - called for every file of a source
+    except OSError:
+        return -1, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def readable(path: Path) -> Path:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from core.config import TaskKind, results_only
+from core.data.files import facts
 from core.data.private import hidden_records, without_names
 from core.data.sources import listing
 from core.modality import Item, Modality, Record, Unreadable
@@ -114,18 +115,9 @@ def plan(items: Sequence[Item], plugin: Modality[Any], shard_items: int) -> list
 def _identity(item: Item, shared: bool, masked: bool) -> list[Any]:
     target = item.target
     if masked and target is not None:  # The mask's state, not its place: a source may be moved.
-        target = _state(target)
+        target = facts(target)
     own = [item.key, item.row, target, item.group, item.split, item.size, item.mtime_ns, shared]
-    return [*own, [_state(part) for part in item.parts]] if item.parts else own
-
-
-def _state(path: str) -> tuple[int, int]:
-    """Bytes and modification time in ns; -1 and 0 for what is not there."""
-    try:
-        facts = Path(path).stat()
-    except OSError:
-        return -1, 0
-    return facts.st_size, facts.st_mtime_ns
+    return [*own, [facts(part) for part in item.parts]] if item.parts else own
 
 
 def _container(path: str) -> str:

@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from core.data.files import facts
 from core.errors import UserError
 from core.modality import Item, Split
 
@@ -113,16 +114,16 @@ def listing(source: str) -> list[tuple[str, int, int]]:
     """
     kind = kind_of(source)
     if kind == "file":
-        return [(Path(source).name, *_facts(source))]
+        return [(Path(source).name, *facts(source))]
     if kind != "manifest":
-        return sorted((key, *_facts(path)) for key, path in walk(source))
-    rows = [(Path(source).name, *_facts(source))]
+        return sorted((key, *facts(path)) for key, path in walk(source))
+    rows = [(Path(source).name, *facts(source))]
     base = Path(source).parent
     for row in _table(source):
-        rows.append((str(row["path"]), *_facts(base / str(row["path"]))))
+        rows.append((str(row["path"]), *facts(base / str(row["path"]))))
         mask = str(row.get("label") or "")
         if Path(mask).suffix and (base / mask).is_file():  # A label that is a mask's path.
-            rows.append((mask, *_facts(base / mask)))
+            rows.append((mask, *facts(base / mask)))
     return sorted(rows)
 
 
@@ -203,7 +204,7 @@ def _in_folder(source: str, suffixes: frozenset[str], sniff: Sniff) -> Iterator[
         folders = key.split("/")[:-1]
         split = SPLITS[folders.pop(0)] if split_names and folders else None
         label = folders[0] if folders else None
-        size, mtime = _facts(path)
+        size, mtime = facts(path)
         yield Item(key, path, target=label, split=split, size=size, mtime_ns=mtime)
 
 
@@ -214,17 +215,8 @@ def _is_manifest(path: str) -> bool:
 
 def _alone(file: Path, suffixes: frozenset[str], sniff: Sniff) -> Iterator[Item]:
     if file.suffix.lower() in suffixes or sniff(str(file)):
-        size, mtime = _facts(file)
+        size, mtime = facts(file)
         yield Item(file.name, str(file), size=size, mtime_ns=mtime)
-
-
-def _facts(path: str | Path) -> tuple[int, int]:
-    """Bytes and modification time in ns; -1 and 0 for what is not there."""
-    try:
-        found = Path(path).stat()
-    except OSError:
-        return -1, 0
-    return found.st_size, found.st_mtime_ns
 
 
 # --- manifests ------------------------------------------------------------------------------------------------------
@@ -265,7 +257,7 @@ def _in_manifest(source: str) -> Iterator[Item]:
         path = base / key
         split = _split(row.get("split"), f"{called(source, 'manifest')}, line {number}")
         group = row.get("group")
-        size, mtime = _facts(path)
+        size, mtime = facts(path)
         yield Item(
             key,
             str(path),

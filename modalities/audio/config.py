@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from core.config import Config, Fraction, PluginInfo, PluginSettings, check_patches, training_only
+from core.config import Config, Fraction, PluginInfo, PluginSettings, check_patches, check_rules, training_only
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -122,8 +122,7 @@ class AudioSettings(PluginSettings):
             ),
             "pretrain.mixup: there is nothing to mix in pretraining, which has no targets": self.pretrain.mixup > 0,
         }
-        if broken := [rule for rule, violated in rules.items() if violated]:
-            raise ValueError("; ".join(broken))
+        check_rules(rules)
         return self
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from core.config import Config, Fraction, PluginInfo, PluginSettings, check_patches, training_only
+from core.config import Config, Fraction, PluginInfo, PluginSettings, check_patches, check_rules, training_only
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -131,8 +131,7 @@ class MedicalSettings(PluginSettings):
             and (self.spacing is not None or self.crop_above is not None or self.views > 1),
             "frames, crop_scale and erasing are for images of two axes": not flat and (areas or self.frames > 1),
         }
-        if broken := [rule for rule, violated in rules.items() if violated]:
-            raise ValueError("; ".join(broken))
+        check_rules(rules)
         return self
 
 

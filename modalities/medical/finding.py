@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pydicom
 
+from core.data.files import facts
 from core.data.indexing import index
 from core.data.sources import SPLITS, discover, walk
 from core.errors import UserError
 from core.modality import Item
 from modalities.medical import series
 from modalities.medical.config import MedicalSettings
-from modalities.medical.headers import DIRECTORY, Header, called, facts, is_dicom, look, quiet
+from modalities.medical.headers import DIRECTORY, Header, called, is_dicom, look, quiet
 
 NIFTI = (".nii", ".nii.gz")
 SUBJECT = re.compile(r"(?:^|/)sub-([A-Za-z0-9]+)(?=[_/.]|$)")

@@ -4,7 +4,6 @@ Identities are used to put files together and are replaced by keyed hashes befor
 """
 
 import logging
-import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -225,12 +224,3 @@ def _whole(value: Any) -> int:
         return int(value)
     except (TypeError, ValueError):
         return 0
-
-
-def facts(path: str) -> tuple[int, int]:
-    """Bytes and modification time in ns; -1 and 0 for what is not there."""
-    try:
-        found = os.stat(path)  # noqa: PTH116 - called for every slice of every series
-    except OSError:
-        return -1, 0
-    return found.st_size, found.st_mtime_ns

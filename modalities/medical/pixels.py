@@ -89,6 +89,7 @@ def _why(dataset: Dataset, error: Exception) -> str:
     )
     if plain and "bytes" in text:
         return "its pixels are cut off: there are fewer bytes than rows, columns and frames ask for"
+    # pydicom says so of encodings that it knows no decoder for, or whose decoders are not installed.
     if isinstance(error, NotImplementedError) or "missing dependencies" in text:
         return f"its pixels are {encoding}, which no installed decoder reads"
     if syntax == JPEGExtended12Bit and find_spec("libjpeg") is None:

@@ -68,7 +68,7 @@ class MedicalModality(Modality[MedicalSettings]):
         """(*size) in the stored type, with a last axis of 3 for colour: a random crop, or the middle."""
         if not self.settings.volumes:
             return self._image(record, rng if train else None)
-        spare = [n - size for n, size in zip(record.shape, self.size, strict=True)]
+        spare = self._spare(record)
         corner = [int(rng.integers(s + 1)) if train and s > 0 else s // 2 for s in spare]
         return self._crop(record, corner)
 
@@ -76,7 +76,7 @@ class MedicalModality(Modality[MedicalSettings]):
         """Crops along the longest axis; of what is to be segmented, windows that cover all of it."""
         if not self.settings.volumes:
             return [self._image(record, None)]
-        spare = [n - size for n, size in zip(record.shape, self.size, strict=True)]
+        spare = self._spare(record)
         middle, along = [s // 2 for s in spare], int(np.argmax(spare))
         if self._masked:
             places = window_places(record.shape, self.size, self.overlap)
@@ -86,6 +86,10 @@ class MedicalModality(Modality[MedicalSettings]):
             return [self._crop(record, middle)]
         ends = np.linspace(0, spare[along], self.settings.views).round().astype(int)
         return [self._crop(record, [int(e) if a == along else m for a, m in enumerate(middle)]) for e in ends]
+
+    def _spare(self, record: Record) -> list[int]:
+        """By how many voxels a volume is longer than the input, along each axis; negative where it is shorter."""
+        return [n - size for n, size in zip(record.shape, self.size, strict=True)]
 
     def _crop(self, record: Record, corner: Sequence[int]) -> Sample:
         """A box of a volume; beyond its borders lies its lowest value, which nobody has labelled."""

@@ -177,17 +177,16 @@ def test_values_beyond_16_bits_ask_for_another_type(tmp_path):
     np.testing.assert_array_equal(record_values(record), RAMP * 20.0)
 
 
-def test_reasons_quote_nothing_that_stands_in_a_file(tmp_path):
+@pytest.mark.parametrize("kept", [0.3, 0.5, 0.75, 0.95])
+def test_reasons_quote_nothing_that_stands_in_a_file(tmp_path, kept):
     """Decoders and pydicom quote values; what people read must not."""
-    for number, spoil in enumerate((b"Rows", b"PixelData")):
-        path = scans.write_image(tmp_path / f"{number}", RAMP, PatientName="Planted^Name", RescaleSlope="1")
-        data = path.read_bytes()
-        cut = data[: len(data) * (2 + number) // 4]
-        path.write_bytes(cut)
-        assert spoil
-        with pytest.raises(Unreadable) as told:
-            read(Item("k", str(path)), FLAT)
-        assert "Planted" not in str(told.value)
+    path = scans.write_image(tmp_path / "x", RAMP, PatientName="Planted^Name", RescaleSlope="1")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(Unreadable) as told:
+        read(Item("k", str(path)), FLAT)
+    assert str(told.value)
+    assert "Planted" not in str(told.value)
 
 
 def test_headers_are_looked_at_without_a_warning(tmp_path):
