@@ -6,7 +6,7 @@ of every digest.
 """
 # ruff: noqa: PLC0414 - an alias is how mypy is told that a name may be taken from here
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -36,16 +36,6 @@ def check_patches(size: Sequence[int], patch: Sequence[int]) -> None:
     """
     if any(extent % along for extent, along in zip(size, patch, strict=True)):
         raise ValueError(f"size {tuple(size)} is not a multiple of patch {tuple(patch)}")
-
-
-def check_rules(rules: Mapping[str, bool]) -> None:
-    """Refuse settings of which some rule, its text, is violated; for validators of plugin settings.
-
-    Raises:
-        ValueError: with all violated rules.
-    """
-    if broken := [rule for rule, violated in rules.items() if violated]:
-        raise ValueError("; ".join(broken))
 
 
 @dataclass(frozen=True)

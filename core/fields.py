@@ -25,6 +25,16 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+def check_rules(rules: Mapping[str, bool]) -> None:
+    """Refuse settings of which some rule, its text, is violated; for validators of plugin settings.
+
+    Raises:
+        ValueError: with all violated rules.
+    """
+    if broken := [rule for rule, violated in rules.items() if violated]:
+        raise ValueError("; ".join(broken))
+
+
 def results_only(config: BaseModel, mark: str = "affects_results") -> dict[str, Any]:
     """The JSON form of ``config`` without the fields that a helper above marked as changing nothing.
 
