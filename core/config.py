@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from core.fields import Config as Config
+from core.fields import Config, Fraction, OpenFraction, check_rules, no_result, results_only, training_only
 from core.fields import Fraction as Fraction
 from core.fields import OpenFraction as OpenFraction
 from core.fields import no_result as no_result
