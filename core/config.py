@@ -13,9 +13,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from core.fields import Config, Fraction, OpenFraction, check_rules, no_result, results_only, training_only
+from core.fields import Config as Config
 from core.fields import Fraction as Fraction
 from core.fields import OpenFraction as OpenFraction
+from core.fields import check_rules as check_rules
 from core.fields import no_result as no_result
 from core.fields import results_only as results_only
 from core.fields import training_only as training_only
