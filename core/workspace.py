@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import socket
 import tempfile
 import time
@@ -20,6 +21,8 @@ from core.errors import UserError
 
 SCHEMA = 1
 """Version of the home's layout; part of every digest."""
+_RUN = secrets.token_hex(4)
+"""Tells processes apart that have one number on two machines, or in two containers."""
 
 
 def digest_of(*parts: Any) -> str:
@@ -28,9 +31,14 @@ def digest_of(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def temporary_beside(path: Path) -> Path:
+    """A name beside ``path`` that no other process uses, on whatever machine; what was killed leaves it behind."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{_RUN}.tmp")
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write ``data`` so that ``path`` is either the old file or the whole new one, at any moment of a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     with temporary.open("wb") as out:
         out.write(data)
         out.flush()

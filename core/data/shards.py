@@ -22,7 +22,7 @@ from core.data.private import hidden_records, without_names
 from core.data.sources import listing
 from core.modality import Item, Modality, Record, Unreadable
 from core.processes import ends_after
-from core.workspace import SCHEMA, digest_of, write_text
+from core.workspace import SCHEMA, digest_of, temporary_beside, write_text
 
 REVISION = 3
 """Raised when shards are written otherwise than before."""
@@ -93,10 +93,7 @@ def plan(items: Sequence[Item], plugin: Modality[Any], shard_items: int) -> list
     for item in items:
         number = int.from_bytes(hashlib.blake2b(item.key.encode(), digest_size=4).digest(), "big")
         divided[number % buckets].append(item)
-    settings = results_only(plugin.settings, "affects_prepared")
-    masked = plugin.task.kind is TaskKind.SEGMENTATION
-    about = [SCHEMA, REVISION, plugin.info.name, plugin.info.revision, settings, *(["masked"] if masked else [])]
-    about += [plugin.secret.hex()] if plugin.secret else []  # Keyed: nobody can test guessed names of files against it.
+    masked, about = plugin.task.kind is TaskKind.SEGMENTATION, reading(plugin)
     containers = {path: _container(path) for path in {item.path for item in items if item.row is not None}}
     times = Counter(item.path for item in items if item.row is None)
     shared = [frozenset(item.path for item in part if times[item.path] > 1) for part in divided]
@@ -110,6 +107,14 @@ def plan(items: Sequence[Item], plugin: Modality[Any], shard_items: int) -> list
         for part, identity, within, many in zip(divided, identities, inside, shared, strict=True)
         if part
     ]
+
+
+def reading(plugin: Modality[Any]) -> list[Any]:
+    """What beside the items themselves decides how they are read."""
+    settings = results_only(plugin.settings, "affects_prepared")
+    masked = plugin.task.kind is TaskKind.SEGMENTATION
+    about = [SCHEMA, REVISION, plugin.info.name, plugin.info.revision, settings, *(["masked"] if masked else [])]
+    return about + ([plugin.secret.hex()] if plugin.secret else [])  # Keyed: nobody can test guessed names against it.
 
 
 def _identity(item: Item, shared: bool, masked: bool) -> list[Any]:
@@ -317,7 +322,7 @@ class _Writer:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        self._temporary = temporary_beside(file)
         self._records: list[Record] = []
         self._bytes, self._batches = 0, 0
 

@@ -116,3 +116,14 @@ def test_a_torn_line_is_cut_off_before_more_is_appended(tmp_path):
         tracker.progress("x", 2, 2, "items")
     events = [json.loads(line) for line in (tmp_path / EVENTS_FILE).read_text().splitlines()]
     assert [e["kind"] for e in events] == ["metrics", "note", "progress", "progress"]
+
+
+def test_processes_of_one_number_on_two_machines_write_to_different_temporary_files(tmp_path):
+    code = "from pathlib import Path; from core.workspace import temporary_beside; import os\n"
+    code += (
+        "os.getpid = lambda: 1\nprint(temporary_beside(Path('a')), temporary_beside(Path('a')))"  # As in containers.
+    )
+    told = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() for _ in "ab"]
+    assert all(name.endswith(".tmp") and name.startswith(".a.1-") for names in told for name in names)
+    assert [names[0] == names[1] for names in told] == [True, True]
+    assert told[0][0] != told[1][0]
