@@ -404,6 +404,8 @@ class ComputeConfig(Config):
     """Where the arithmetic runs; `auto` takes CUDA, then MPS, then the CPU."""
     workers: Annotated[int, Field(ge=0)] | None = no_result(None)
     """Preparation and loader processes. Default: all processors prepare; loaders only beside an accelerator."""
+    processes: PositiveInt | None = no_result(None)
+    """Processes that train together on this machine; default: one per visible GPU, one on the CPU."""
     threads: PositiveInt | None = no_result(None)
     """Arithmetic threads on the CPU, or small fine-tunings side by side; default: torch's choice, all processors."""
     checkpoint_seconds: Annotated[float, Field(gt=0)] = no_result(60.0)

@@ -1,5 +1,6 @@
-"""The two ways in which a request can go wrong, and what may be said of what nobody foresaw."""
+"""The ways in which a request can go wrong, and what may be said of what nobody foresaw."""
 
+import errno
 import traceback
 from pathlib import Path
 
@@ -15,8 +16,36 @@ class StageError(RuntimeError):
     """The work itself failed: too many unreadable files, no finite loss. Exit code 1."""
 
 
+class StageLost(StageError):  # noqa: N818 - named for what happened to the stage
+    """The stage's process vanished, or its disk is full: no fault of the work, which goes on from its last checkpoint.
+
+    Worth another try, unlike every other error.
+    """
+
+
+class StagePreempted(StageLost):
+    """Somebody else than its launcher asked the stage to stop, as a cluster does; it has saved its work."""
+
+
+class PeerLost(StageLost):
+    """Another of the processes that train together is gone; this one cannot go on alone."""
+
+
 class Stopped(Exception):  # noqa: N818 - it is no error: the work was saved and can go on.
     """The stage was asked to stop, saved what it had, and can be continued by the same command."""
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether ``error``, or what led to it, was a full disk or a used-up quota."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        # Libraries written in other languages tell it in words.
+        if any(words in str(seen) for words in ("No space left on device", "Disk quota exceeded")):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def discreet(error: BaseException) -> str:

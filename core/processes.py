@@ -30,6 +30,11 @@ def _watch(parent: int) -> None:
     os._exit(1)
 
 
+def rank_here() -> int | None:
+    """Number of this process among those that torchrun has started to train together; None where it did not."""
+    return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+
 @contextmanager
 def ends_after(seconds: float | None, told: int) -> Iterator[None]:
     """End this process when the block takes longer, whatever code it hangs in.

@@ -9,7 +9,9 @@ import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from core.data.seeds import numpy_rng
 from core.modality import Modality, Record, Sample, SampleBatch
+from core.processes import die_with
 
 Ids = NDArray[np.int64]
 Encode = Callable[[Sequence[Any]], Tensor]
@@ -211,18 +214,32 @@ def train_loader(views: TrainViews, wanted: MicroBatches, workers: int, *, pin: 
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_start_worker,
+        worker_init_fn=partial(_start_worker, os.getpid()),
     )
 
 
-def worker_count(asked: int | None, device: torch.device) -> int:
-    """Loader processes: as asked, else all processors but one beside an accelerator, and none beside CPU training."""
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Inside, requests to stop wait; processes started there never hear any, not even in their first moments."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def worker_count(asked: int | None, device: torch.device, share: int = 1) -> int:
+    """Loader processes: as asked, else all processors but one beside an accelerator, and none beside CPU training.
+
+    Where ``share`` processes train together on one machine, each has its part of the processors.
+    """
     if asked is not None:
         return asked
-    return 0 if device.type == "cpu" else min(16, max(1, (os.cpu_count() or 2) - 1))
+    return 0 if device.type == "cpu" else min(16, max(1, (os.cpu_count() or 2) // share - 1))
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(parent: int, _: int) -> None:
+    die_with(parent)
     # A stop signal is for the training process, which saves first; its loaders must outlive that.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -34,7 +34,7 @@ from core.stages.work import (
 from core.tasks import Task
 from core.training import checkpoint
 from core.training.classification import ClassifierObjective
-from core.training.devices import configure
+from core.training.distributed import place
 from core.training.optim import parameter_groups, schedule
 from core.training.trainer import BEST_FILE, Best, Job, Trainer, weights
 from core.workspace import write_bytes
@@ -60,13 +60,15 @@ class Labelled:
 def finetune(recipe: Recipe, encoder: PretrainedEncoder, labelled: PreparedData, work: Work) -> TunedModel:
     """Fine-tune ``encoder`` on the labelled training split; the best weights on validation are kept.
 
+    Where several processes train together, the first alone writes files, and its record alone has validation metrics.
+
     Raises:
         UserError: if nothing is labelled, or the data were prepared with other settings.
         StageError: if there is no labelled training item, or the loss stays non-finite.
         Stopped: if asked to stop; calling again continues.
     """
     target = require_target(labelled)
-    device = configure(recipe.compute)
+    device, world = place(recipe.compute, work.world)
     plugin = live_plugin(recipe, "finetune", recipe.finetune.input_shape)
     task, spec = Task.of(target), plugin.patches()
     stats = stats_on(encoder.statistics, device)
@@ -101,12 +103,11 @@ def finetune(recipe: Recipe, encoder: PretrainedEncoder, labelled: PreparedData,
         evaluate=look,
         evaluate_every=recipe.finetune.validate_every,
         best=Best(f"finetune/val_{task.headline}", task.higher_is_better) if len(val) else None,
+        world=world,
     )
     trainer = Trainer(objective, layer_groups(model, recipe.finetune), job)
     loss = trainer.run(TrainViews([on.store], stream, plugin, seed_of(recipe.seed, "finetune"), task.tensor))
-    kept, metrics = _best_weights(trainer, look, work)
-    write_bytes(work.folder / MODEL_FILE, to_safetensors(kept, {"maeflow": recipe.model_dump_json()}))
-    checkpoint.clear(work.folder)
+    metrics = _write(trainer, look, recipe, work) if world.leads else {}
     return TunedModel(
         digest=work.digest,
         folder=work.final_uri("finetune"),
@@ -239,6 +240,16 @@ class _DenseLook(_Look):
         self.last = {"finetune/val_loss": loss / len(self._val)}
         self.last |= {f"finetune/val_{name}": value for name, value in scores.items()}
         return self.last
+
+
+def _write(
+    trainer: Trainer, look: Callable[[int], Mapping[str, float]], recipe: Recipe, work: Work
+) -> dict[str, float]:
+    """Write the weights to keep and remove what they were made by; gives their validation metrics."""
+    kept, metrics = _best_weights(trainer, look, work)
+    write_bytes(work.folder / MODEL_FILE, to_safetensors(kept, {"maeflow": recipe.model_dump_json()}))
+    checkpoint.clear(work.folder)
+    return metrics
 
 
 def _best_weights(

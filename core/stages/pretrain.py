@@ -34,7 +34,7 @@ from core.stages.work import (
 )
 from core.tasks import Task
 from core.training import checkpoint
-from core.training.devices import configure
+from core.training.distributed import place
 from core.training.optim import parameter_groups, schedule
 from core.training.trainer import Job, Trainer, weights
 from core.workspace import write_bytes
@@ -55,7 +55,8 @@ def pretrain(
 ) -> PretrainedEncoder:
     """Pretrain a masked autoencoder on weighted prepared ``data``.
 
-    Items whose content equals a test item of ``labelled`` are left out, and counted.
+    Items whose content equals a test item of ``labelled`` are left out, and counted. Where several processes train
+    together, the first alone writes files, and its record alone has the metrics of validation.
 
     Raises:
         UserError: if masks, windows or targets of the recipe do not fit the plugin's geometry, or the data were
@@ -63,7 +64,7 @@ def pretrain(
         StageError: if nothing is left to train on or to hide, or the loss stays non-finite.
         Stopped: if asked to stop; calling again continues.
     """
-    device = configure(recipe.compute)
+    device, world = place(recipe.compute, work.world)
     plugin = live_plugin(recipe, "pretrain", recipe.pretrain.input_shape)
     spec = plugin.patches()
     stores = [open_store(work.home, prepared, recipe) for prepared, _ in data]
@@ -90,16 +91,14 @@ def pretrain(
         should_stop=work.should_stop,
         evaluate=look,
         evaluate_every=recipe.pretrain.validate_every,
+        world=world,
     )
     filled = [(store, part.ids) for store, part in zip(stores, parts, strict=True) if len(part.ids)]
     _check_hidden([_hidden(store, ids, plugin, objective, recipe.seed) for store, ids in filled], work)
     trainer = Trainer(objective, parameter_groups(objective.named_parameters(), recipe.pretrain.weight_decay), job)
     loss = trainer.run(TrainViews(stores, stream, plugin, recipe.seed, None))
-    with trainer.averaged():
-        encoder, whole = weights(objective.model.encoder), weights(objective.model)
-    write_bytes(work.folder / ENCODER_FILE, to_safetensors(encoder, _metadata(recipe)))
-    write_bytes(work.folder / MODEL_FILE, to_safetensors(whole, _metadata(recipe)))
-    checkpoint.clear(work.folder)
+    if world.leads:
+        _write(trainer, objective, recipe, work)
     return PretrainedEncoder(
         digest=work.digest,
         folder=work.final_uri("pretrain"),
@@ -115,6 +114,15 @@ def pretrain(
         metrics={"pretrain/loss": loss, **look.last},
         settings=data[0][0].settings,
     )
+
+
+def _write(trainer: Trainer, objective: MaskedObjective, recipe: Recipe, work: Work) -> None:
+    """Write the weights, and remove what they were made by."""
+    with trainer.averaged():
+        encoder, whole = weights(objective.model.encoder), weights(objective.model)
+    write_bytes(work.folder / ENCODER_FILE, to_safetensors(encoder, _metadata(recipe)))
+    write_bytes(work.folder / MODEL_FILE, to_safetensors(whole, _metadata(recipe)))
+    checkpoint.clear(work.folder)
 
 
 def _objective(

@@ -23,6 +23,7 @@ from core.model.positions import cut_or_extend, resample
 from core.records import Geometry, PreparedData, PretrainedEncoder, Statistics
 from core.registry import plugin_for
 from core.tracking import NullTracker, Tracker
+from core.training.distributed import World
 from core.workspace import Home
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Work:
     """The partial folder, held by this process alone."""
     tracker: Tracker = field(default_factory=NullTracker)
     should_stop: Callable[[], bool] = lambda: False
+    world: World = field(default_factory=World)
+    """The processes that do this work together; the first alone writes and reports."""
 
     def final_uri(self, stage: str) -> str:
         """Where the folder will be when the stage is done, relative to the home."""

@@ -1,15 +1,21 @@
 """Training state on disk: written whole or not at all, read without unpickling."""
 
 import io
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from core.errors import StageError
 from core.workspace import write_bytes
 
 FOLDER = "checkpoints"
 """Folder of training checkpoints inside a stage's partial folder; emptied when the stage is done."""
+
+SECONDS_TO_SHOW = 90
+"""How long a network file system may take to show one machine what another has written."""
 
 
 def save(workdir: Path, step: int, state: dict[str, Any], keep: int) -> None:
@@ -29,6 +35,24 @@ def latest(workdir: Path) -> dict[str, Any] | None:
     if not files:
         return None
     state: dict[str, Any] = torch.load(files[-1], map_location="cpu", weights_only=True)
+    return state
+
+
+def at(workdir: Path, step: int) -> dict[str, Any]:
+    """The training state after ``step`` steps, which another process, maybe on another machine, has seen there.
+
+    Raises:
+        StageError: if it does not come into sight.
+    """
+    file = workdir / FOLDER / f"step-{step:09d}.pt"
+    deadline = time.monotonic() + SECONDS_TO_SHOW
+    while not file.exists():
+        if time.monotonic() > deadline:
+            raise StageError(f"{file.name} is there on one machine and not on another; all need the same home folder")
+        time.sleep(0.5)
+        with suppress(FileNotFoundError):
+            list(file.parent.iterdir())  # Network file systems look anew.
+    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     return state
 
 

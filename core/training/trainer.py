@@ -7,7 +7,7 @@ All randomness of a step comes from (seed, step, micro-batch), so a resumed run 
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,14 +18,15 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from core.config import ComputeConfig, Precision, TrainConfig
-from core.data.loading import MicroBatches, TrainViews, to_device, train_loader, worker_count
+from core.data.loading import MicroBatches, TrainViews, signals_held, to_device, train_loader, worker_count
 from core.data.seeds import seed_of, torch_rng
-from core.errors import StageError, Stopped
+from core.errors import PeerLost, StageError, Stopped, UserError
 from core.modality import Modality, SampleBatch, Stats
 from core.model.objective import Facts, Objective
-from core.tracking import Tracker
+from core.tracking import NullTracker, Tracker
 from core.training import checkpoint
 from core.training.devices import choose_attention
+from core.training.distributed import World
 from core.training.optim import Schedule, adamw, set_lr
 from core.training.throughput import Work, measure_peak
 from core.workspace import write_bytes
@@ -66,6 +67,8 @@ class Job:
     evaluate_every: int = 1
     """Epochs between two evaluations; there is always one at the end."""
     best: Best | None = None
+    world: World = field(default_factory=World)
+    """The processes that train together; the first alone evaluates, reports and saves."""
 
 
 @dataclass
@@ -108,6 +111,8 @@ class Trainer:
 
     def __init__(self, objective: Objective, groups: list[dict[str, Any]], job: Job) -> None:
         self.objective, self.job = objective, job
+        _check_share(job)
+        self._tracker: Tracker = job.tracker if job.world.leads else NullTracker()
         self.optimizer = adamw(groups, job.config)
         self.steps_done = 0
         self.best_value: float | None = None
@@ -120,6 +125,8 @@ class Trainer:
         self._work, self._peak = Work(), math.inf
         self._clip = job.config.clip_grad or math.inf
         self._parameters = [p for group in groups for p in group["params"]]
+        self._trained: list[nn.Parameter] = []
+        """Those that gradients are summed for; known after the first backward pass of several processes."""
         ema = job.config.ema
         self._average = [p.detach().clone() for p in self._parameters] if ema else None
         choose_attention(objective.model, job.device, job.config.precision)
@@ -129,16 +136,30 @@ class Trainer:
     # --- one step -------------------------------------------------------------------------------------------
 
     def train_step(self, step: int, micros: Iterable[tuple[int, SampleBatch]], accumulate: int) -> None:
-        """One optimiser step on ``accumulate`` micro-batches, given with their indices; never waits for the device."""
+        """One optimiser step on ``accumulate`` micro-batches; never waits for the device.
+
+        This process is given those that are its own, with their indices among all.
+        """
         set_lr(self.optimizer, self.job.schedule.lr(step))
+        losses = []
         for index, samples in micros:
             loss, self.facts = self._forward(step, index, samples)
             (loss / accumulate).backward()  # type: ignore[no-untyped-call]
-            self._loss.total += loss.detach()
-            self._epoch_loss.total += loss.detach()
+            losses.append(loss.detach())
+        for one in self._over_all(losses):
+            self._loss.total += one
+            self._epoch_loss.total += one
         self._loss.count += accumulate
         self._epoch_loss.count += accumulate
         self._update()
+
+    def _over_all(self, losses: list[Tensor]) -> list[Tensor]:
+        """Sum gradients over all processes; gives the step's losses, those of several processes as one sum."""
+        world = self.job.world
+        if world.size == 1:
+            return losses
+        self._trained = self._trained or world.trained(self._parameters)
+        return [world.add(self._trained, torch.stack(losses).sum())]
 
     def _forward(self, step: int, index: int, samples: SampleBatch) -> tuple[Tensor, Facts]:
         job = self.job
@@ -172,31 +193,39 @@ class Trainer:
             Stopped: if asked to; the state is saved.
             StageError: if the loss stays non-finite.
         """
-        job, config = self.job, self.job.config
+        job, config, world = self.job, self.job.config, self.job.world
         self._resume()
+        world.alike([*self.objective.model.parameters(), *self.objective.model.buffers()])
         total, accumulate = job.schedule.total, config.batch // config.micro
-        wanted = MicroBatches(self.steps_done, total, config.batch, config.micro)
-        workers = worker_count(job.compute.workers, job.device)
-        loader = iter(train_loader(views, wanted, workers, pin=job.device.type == "cuda"))
+        loader = self._loader(views)
         self._peak = measure_peak(job.device, config.precision)
         clock, saved = _Clock(), time.monotonic()
         while self.steps_done < total:
             with nullcontext() if self._work.flops else self._work.counting():
-                self.train_step(self.steps_done, self._micros(loader, accumulate, clock), accumulate)
+                self.train_step(self.steps_done, self._micros(loader, accumulate // world.size, clock), accumulate)
             self.steps_done += 1
             clock.samples += config.batch
             clock = self._report(clock)
             evaluated = self._maybe_evaluate()
             clock = _Clock() if evaluated else clock
-            stop = job.should_stop()
+            stop = world.any(job.should_stop())
             if stop or time.monotonic() - saved > job.compute.checkpoint_seconds:
                 self.save()
                 saved = time.monotonic()
             if stop and self.steps_done < total:
+                with suppress(PeerLost):  # Whoever ends first would have the others ended before they have saved.
+                    world.wait()
                 raise Stopped(f"{job.name} saved after {self.steps_done} of {total} steps")
-        with self.averaged():
-            self._record(job.evaluate(total))
+        self._evaluate()
         return self._epoch_loss.mean()
+
+    def _loader(self, views: TrainViews) -> Iterator[Any]:
+        job, config, world = self.job, self.job.config, self.job.world
+        last = job.schedule.total
+        wanted = MicroBatches(self.steps_done, last, config.batch, config.micro, world.rank, world.size)
+        workers = worker_count(job.compute.workers, job.device, world.local_size)
+        with signals_held():
+            return iter(train_loader(views, wanted, workers, pin=job.device.type == "cuda"))
 
     def _micros(self, loader: Iterator[Any], count: int, clock: _Clock) -> Iterator[tuple[int, SampleBatch]]:
         for _ in range(count):
@@ -208,7 +237,7 @@ class Trainer:
     def _report(self, clock: _Clock) -> _Clock:
         """Write the curves when it is time to; gives the clock of the next interval."""
         job, done = self.job, self.steps_done
-        job.tracker.progress(job.name, done * job.config.batch, job.schedule.total * job.config.batch, "samples")
+        self._tracker.progress(job.name, done * job.config.batch, job.schedule.total * job.config.batch, "samples")
         if done % job.compute.log_every and done != job.schedule.total:
             return clock
         loss = self._loss.mean()
@@ -218,10 +247,12 @@ class Trainer:
                 f"lower {job.name}.base_lr, set {job.name}.clip_grad, or use precision float32"
             )
         values = {"loss": loss, "lr": job.schedule.lr(done - 1), "grad_norm": float(self._norm)}
-        values |= {key: float(value) for key, value in self.facts.items()}
+        # Those of the step's last micro-batch, as one process would have them.
+        facts = job.world.values([float(value) for value in self.facts.values()], job.world.size - 1)
+        values |= dict(zip(self.facts, facts, strict=True))
         if skipped := self._bad.item():
-            job.tracker.note(f"{job.name}: {skipped:.0f} steps up to {done} skipped for non-finite gradients")
-        job.tracker.metrics(
+            self._tracker.note(f"{job.name}: {skipped:.0f} steps up to {done} skipped for non-finite gradients")
+        self._tracker.metrics(
             done,
             {f"{job.name}/{key}": value for key, value in values.items()}
             | clock.rates(self._work.flops / job.config.batch, self._peak),
@@ -237,16 +268,21 @@ class Trainer:
         last = done == job.schedule.total
         due = done % every == 0 and not last  # The last evaluation comes after the loop, resumed or not.
         if due:
-            with self.averaged():
-                self._record(job.evaluate(done))
+            self._evaluate()
+            job.world.wait()
         if end_of_epoch and not last:
             self._epoch_loss.reset()
         return due
 
+    def _evaluate(self) -> None:
+        if self.job.world.leads:
+            with self.averaged():
+                self._record(self.job.evaluate(self.steps_done))
+
     def _record(self, values: Mapping[str, float]) -> None:
         job = self.job
         if values:
-            job.tracker.metrics(self.steps_done, values)
+            self._tracker.metrics(self.steps_done, values)
         if job.best and job.best.metric in values:
             value = values[job.best.metric]
             better = self.best_value is None or (
@@ -274,7 +310,9 @@ class Trainer:
             parameter.data, average.data = average.data, parameter.data
 
     def save(self) -> None:
-        """Write a checkpoint of everything the next step depends on."""
+        """Write a checkpoint of everything the next step depends on; it is the same in all processes."""
+        if not self.job.world.leads:
+            return
         state = {
             "model": self.objective.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -286,10 +324,13 @@ class Trainer:
         checkpoint.save(self.job.workdir, self.steps_done, state, self.job.compute.keep)
 
     def _resume(self) -> None:
-        state = checkpoint.latest(self.job.workdir)
-        if state is None:
-            self.job.tracker.rewind(0)
+        world = self.job.world
+        state = checkpoint.latest(self.job.workdir) if world.leads else None
+        step = world.told(state["step"] if state else -1)
+        if step < 0:
+            self._tracker.rewind(0)
             return
+        state = state or checkpoint.at(self.job.workdir, step)
         self.objective.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self._average is not None:
@@ -299,8 +340,20 @@ class Trainer:
         for meter, (total, count) in zip((self._loss, self._epoch_loss), state["meters"], strict=True):
             meter.total, meter.count = total.to(self.job.device), count
         self._bad = state["bad"].to(self.job.device)
-        self.job.tracker.rewind(self.steps_done)
-        self.job.tracker.note(f"{self.job.name} continues after step {self.steps_done}")
+        self._tracker.rewind(self.steps_done)
+        self._tracker.note(f"{self.job.name} continues after step {self.steps_done}")
+
+
+def _check_share(job: Job) -> None:
+    """Refuse a step that the processes cannot share evenly."""
+    config, size = job.config, job.world.size
+    count = config.batch // config.micro
+    if count % size:
+        example = f" ({config.batch // size}, say)" if config.batch % size == 0 else ""
+        raise UserError(
+            f"{size} processes cannot share the {count} micro-batches of a step evenly; set {job.name}.micro_batch so "
+            f"that {job.name}.batch, {config.batch}, holds a multiple of {size} of them{example}, or compute.processes"
+        )
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

@@ -211,7 +211,8 @@ evaluate.label_efficiency.random.layer_decay
 """.split()
 NOT_AFFECTING = """
 name evaluate.remarks
-compute.device compute.workers compute.threads compute.checkpoint_seconds compute.keep compute.log_every
+compute.device compute.workers compute.processes compute.threads compute.checkpoint_seconds compute.keep
+compute.log_every
 compute.compile compute.deterministic
 """.split()
 
