@@ -30,18 +30,27 @@ DEBUG = "MAEFLOW_DEBUG"
 """Set where errors show where they come from."""
 
 
+Say = Callable[[str], None]
+"""Tells a person a line."""
+
+
 def main(arguments: list[str]) -> int:
     """Run the stage that the request file asks for; gives the exit code."""
+    return serve(Path(arguments[0]), run)
+
+
+def serve(file: Path, work: Callable[[StageRequest, threading.Event, Say], None]) -> int:
+    """Do ``work`` for the request in ``file``, with an event that says when to stop; gives the exit code."""
     faulthandler.enable()
     say, private = _Voice(), False
     stop = threading.Event()
     _stop_on_signals(stop)
     threading.Thread(target=_stop_when_closed, args=(stop,), daemon=True).start()
     try:
-        request = StageRequest.model_validate_json(Path(arguments[0]).read_bytes())
+        request = StageRequest.model_validate_json(file.read_bytes())
         if private := request.private:
             say.alone()
-        run(request, stop, say)
+        work(request, stop, say)
     except (Stopped, InterruptedError) as saved:
         say(f"stopped: {saved or 'while waiting'}")
         return STOPPED
@@ -77,7 +86,7 @@ class _Voice:
         os.close(nowhere)
 
 
-def run(request: StageRequest, stop: threading.Event, say: Callable[[str], None] = print) -> None:
+def run(request: StageRequest, stop: threading.Event, say: Say = print) -> None:
     """Do the work unless its folder is already there; waits while another process does it."""
     home = Home.create(Path(request.home))
     folder = home.stage(request.stage, request.digest)
@@ -153,7 +162,7 @@ def _stop_when_closed(stop: threading.Event) -> None:
     stop.set()
 
 
-def _complain(error: Exception, text: str, code: int, say: Callable[[str], None], *, trace: bool = False) -> int:
+def _complain(error: Exception, text: str, code: int, say: Say, *, trace: bool = False) -> int:
     if trace or os.environ.get(DEBUG):
         traceback.print_exception(error)
     for line in text.splitlines():

@@ -4,7 +4,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -58,35 +59,45 @@ class SubprocessLauncher:
         file = _write_request(request)
         # What a process says goes into errors, which are stored; where sources are private, a traceback must not.
         apart = debug() and request.private
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "core.launch", str(file)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None if apart else subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,  # Ctrl-C in a terminal is for us; we then ask the stage to save.
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **self.environment},
-        )
-        watch.started(process.pid)
-        lines: list[str] = []
-        reader = threading.Thread(target=_relay, args=(process, lines, watch), daemon=True)
-        reader.start()
         try:
-            while process.poll() is None:
-                watch.tick()
-                try:
-                    process.wait(POLL_SECONDS)
-                except subprocess.TimeoutExpired:
-                    continue
-        except BaseException:
-            end(process)
-            raise
+            code, lines = follow("core.launch", [str(file)], watch, self.environment, apart=apart)
         finally:
             file.unlink(missing_ok=True)
-        reader.join(timeout=5)
-        watch.tick()
-        _raise_for(process.returncode, lines, request)
+        _raise_for(code, lines, request)
+
+
+def follow(
+    module: str, arguments: Sequence[str], watch: Watch, environment: Mapping[str, str], *, apart: bool = False
+) -> tuple[int, list[str]]:
+    """Run ``module`` in a process that ends with this one; gives its exit code and the last lines that it printed.
+
+    With ``apart`` its errors go where ours go, not among those lines.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", module, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=None if apart else subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # Ctrl-C in a terminal is for us; we then ask the stage to save.
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+    )
+    lines: list[str] = []
+    reader = threading.Thread(target=_relay, args=(process, lines, watch), daemon=True)
+    try:
+        watch.started(process.pid)
+        reader.start()
+        while process.poll() is None:
+            watch.tick()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(POLL_SECONDS)
+    except BaseException:
+        end(process)
+        raise
+    reader.join(timeout=5)
+    watch.tick()
+    return process.returncode, lines
 
 
 def _write_request(request: StageRequest) -> Path:
