@@ -11,43 +11,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
 
 from infra.settings import QUIET
 
-ROOT = Path(__file__).parents[3]
-DOCKER = ROOT / "infra" / "docker"
-VARIABLE = re.compile(r"\$\{([A-Z_0-9]+)(?:(:[?-])([^}]*))?\}")
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from stack_file import DOCKER, FILE, RAW, ROOT, SERVICES, TEXT, VARIABLE, example, filled
+
 SECRET = re.compile(r"PASSWORD|SECRET|AUTH_STRING|ACCESS_KEY")
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-
-
-def example():
-    """The variables of .env.example, as a user copies it."""
-    lines = (DOCKER / ".env.example").read_text().splitlines()
-    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-
-
-def filled():
-    """The same, filled in."""
-    return {name: value or f"a-{name.lower()}" for name, value in example().items()} | {"MAEFLOW_DATA": "/srv/data"}
-
-
-def with_values(node):
-    """The file's tree with variables replaced as compose does it."""
-    if isinstance(node, dict):
-        return {key: with_values(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [with_values(value) for value in node]
-    if isinstance(node, str):
-        return VARIABLE.sub(lambda found: filled().get(found[1]) or (found[3] if found[2] == ":-" else ""), node)
-    return node
-
-
-TEXT = (DOCKER / "compose.yaml").read_text()
-RAW = yaml.safe_load(TEXT)["services"]
-FILE = with_values(yaml.safe_load(TEXT))
-SERVICES = FILE["services"]
 ONE_SHOT = {name for name, service in SERVICES.items() if service["restart"].startswith("on-failure")}
 each_service = pytest.mark.parametrize("name", sorted(SERVICES))
 
