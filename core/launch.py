@@ -2,30 +2,41 @@
 
 It holds the stage's folder alone while it works, and watches its standard input: when that closes, its launcher is
 gone or wants it to stop, so it saves and ends. Exit codes: 0 the finished folder is there, 1 the work failed, 2 the
-request was wrong, 3 stopped after saving. What a person should know goes to standard output, a line each; where sources
-are private, nothing else does, since libraries quote names and contents in what they print.
+request was wrong, 3 stopped after saving, 4 the disk is full, 5 another process of this training is gone.
+
+With torchrun in front of it there are several such processes, which train together: the first holds the folder and
+writes, the others follow it. Each says its number and how it ended, since torchrun keeps exit codes to itself. What a
+person should know goes to standard output, a line each; where sources are private, nothing else does, since libraries
+quote names and contents in what they print.
 """
 
 import faulthandler
 import os
 import shutil
-import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.data.private import resolve_source
-from core.errors import StageError, Stopped, UserError, discreet
+from core.errors import PeerLost, StageError, Stopped, UserError, discreet, disk_full
+from core.processes import rank_here
 from core.recipes import resolve
 from core.records import AnyRecord, PreparedData, PretrainedEncoder, R, TunedModel, read_record, write_record
 from core.request import StageRequest
-from core.tracking import JsonlTracker
+from core.stopping import listen
+from core.tracking import JsonlTracker, NullTracker, Tracker
 from core.workspace import Home, StageFolder, write_text
 
-DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 3
+if TYPE_CHECKING:
+    from core.training.distributed import World
+
+DONE, FAILED, WRONG, STOPPED, FULL, LOST = range(6)
+TOGETHER = ("pretrain", "finetune")
+"""Stages that several processes work at."""
 DEBUG = "MAEFLOW_DEBUG"
 """Set where errors show where they come from."""
 
@@ -36,7 +47,14 @@ Say = Callable[[str], None]
 
 def main(arguments: list[str]) -> int:
     """Run the stage that the request file asks for; gives the exit code."""
-    return serve(Path(arguments[0]), run)
+    rank = rank_here()
+    if rank is None:
+        return serve(Path(arguments[0]), run)
+    out = os.dup(1)
+    os.write(out, f"process: {rank} {os.getpid()}\n".encode())
+    code = serve(Path(arguments[0]), run)
+    os.write(out, f"ended: {rank} {code}\n".encode())
+    os._exit(code)  # Libraries that talk to other processes may wait for one that is gone.
 
 
 def serve(file: Path, work: Callable[[StageRequest, threading.Event, Say], None]) -> int:
@@ -44,21 +62,23 @@ def serve(file: Path, work: Callable[[StageRequest, threading.Event, Say], None]
     faulthandler.enable()
     say, private = _Voice(), False
     stop = threading.Event()
-    _stop_on_signals(stop)
-    threading.Thread(target=_stop_when_closed, args=(stop,), daemon=True).start()
+    listen(stop)
+    home = "the home folder"
     try:
         request = StageRequest.model_validate_json(file.read_bytes())
+        home = request.home
         if private := request.private:
             say.alone()
         work(request, stop, say)
     except (Stopped, InterruptedError) as saved:
         say(f"stopped: {saved or 'while waiting'}")
         return STOPPED
-    except UserError as error:
-        return _complain(error, str(error), WRONG, say)
-    except StageError as error:
-        return _complain(error, str(error), FAILED, say)
     except Exception as error:  # noqa: BLE001 - the last line of defence: one clear line, the rest in the log
+        if disk_full(error):
+            return _complain(error, f"the disk of {home} is full; make room and run it again", FULL, say)
+        if isinstance(error, (UserError, StageError)):
+            code = WRONG if isinstance(error, UserError) else LOST if isinstance(error, PeerLost) else FAILED
+            return _complain(error, str(error), code, say)
         text = discreet(error) if private else f"{type(error).__name__}: {error}"
         return _complain(error, text, FAILED, say, trace=not private)
     return DONE
@@ -88,33 +108,76 @@ class _Voice:
 
 def run(request: StageRequest, stop: threading.Event, say: Say = print) -> None:
     """Do the work unless its folder is already there; waits while another process does it."""
+    world = _world(request)
+    if world and not world.leads:
+        return _help(request, world, stop)
     home = Home.create(Path(request.home))
     folder = home.stage(request.stage, request.digest)
 
     def waiting(holder: str) -> None:
         say(f"waiting: {request.stage} {request.digest} is being worked on by {holder}")
 
-    with folder.exclusive(waiting, stop.is_set):
+    with _calling(world) as call, folder.exclusive(waiting, stop.is_set):
         if folder.done:
             say(f"reused: {request.stage} {request.digest} is already done")
-            return
+            return None
         folder.partial.mkdir(parents=True, exist_ok=True)
         write_text(folder.partial / "request.json", request.model_dump_json(indent=1) + "\n")
         with JsonlTracker(folder.partial) as tracker:
-            record = _stage(request, home, folder, tracker, stop)
+            call()
+            record = _stage(request, home, tracker, stop, world)
         write_record(record, folder.partial)
         _tidy(folder)
         folder.finish()
+    return None
+
+
+def _world(request: StageRequest) -> "World | None":
+    """The processes that this one trains with, once all are there; None where it is alone."""
+    if rank_here() is None:
+        return None
+    if request.stage not in TOGETHER:
+        raise UserError(f"{request.stage} is the work of one process; torchrun is for {' and '.join(TOGETHER)}")
+    from core.training.distributed import join
+
+    return join()
+
+
+@contextmanager
+def _calling(world: "World | None") -> Iterator[Callable[[], None]]:
+    """Gives what tells the other processes to begin; those that were never told to learn at the end to leave."""
+    called = world is None
+
+    def call() -> None:
+        nonlocal called
+        if world and not called:
+            called = True
+            world.told(1)
+
+    try:
+        yield call
+    finally:
+        if world and not called:
+            with suppress(PeerLost):
+                world.told(0)
+
+
+def _help(request: StageRequest, world: "World", stop: threading.Event) -> None:
+    """Train with the others, without a lock, a tracker or a record, once the first process says that there is work."""
+    if world.told(0):
+        _stage(request, Home(Path(request.home)), NullTracker(), stop, world)
 
 
 def _stage(
-    request: StageRequest, home: Home, folder: StageFolder, tracker: JsonlTracker, stop: threading.Event
+    request: StageRequest, home: Home, tracker: Tracker, stop: threading.Event, world: "World | None"
 ) -> AnyRecord:
     from core.stages import stage_function
     from core.stages.work import Work
+    from core.training.distributed import World
 
     recipe = resolve(request.recipe, "of the request")
-    work = Work(home, request.digest, folder.partial, tracker, stop.is_set)
+    folder = home.stage(request.stage, request.digest).partial
+    work = Work(home, request.digest, folder, tracker, stop.is_set, world or World())
     record: AnyRecord = stage_function(request.stage)(recipe, *_inputs(request, home), work)
     return record
 
@@ -148,18 +211,6 @@ def _tidy(folder: StageFolder) -> None:
     for left in folder.partial.rglob(".*.tmp"):
         left.unlink()
     shutil.rmtree(folder.partial / "checkpoints", ignore_errors=True)
-
-
-def _stop_on_signals(stop: threading.Event) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-
-
-def _stop_when_closed(stop: threading.Event) -> None:
-    """Standard input never holds anything; its end means that the launcher is gone."""
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
-    stop.set()
 
 
 def _complain(error: Exception, text: str, code: int, say: Say, *, trace: bool = False) -> int:

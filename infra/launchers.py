@@ -1,24 +1,42 @@
-"""Starting stage processes and watching them: a stage's crash, end of memory or cancellation ends one process tree."""
+r"""Starting stage processes and watching them: a stage's crash, end of memory or cancellation ends one process tree.
+
+On several machines each runs its part of a training by itself. A Kubernetes Job of two pods (``completionMode:
+Indexed``, ``completions`` and ``parallelism`` 2, ``subdomain`` of the pods: a headless service) with one home that both
+mount has each pod run, with the Job's own name for JOB and the service's for SERVICE::
+
+    python -P -m infra.node "$MAEFLOW_HOME/runs/requests/REQUEST.json" \
+        --nodes 2 --rank "$JOB_COMPLETION_INDEX" --rendezvous JOB-0.SERVICE:29500
+
+REQUEST.json is a `StageRequest`. Pods must reach each other at port 29500 and at all above 1024, by which processes
+talk. The exit code is 0 when the finished folder is there; 3 when the pod, or the other one, was told to stop and the
+checkpoint is written; 5 when a process is lost or the disk is full: these two are worth starting both pods again, and
+1 and 2 are not. Give pods ``terminationGracePeriodSeconds: 45``.
+"""
 
 import os
+import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 
-from core.errors import StageError, UserError
+from core.config import ComputeConfig
+from core.errors import StageError, StageLost, StagePreempted, UserError, disk_full
 from core.request import StageRequest
 from core.workspace import write_text
 from infra.settings import debug
 
-DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 3
-GRACE_SECONDS = 30.0
+DONE, FAILED, WRONG, STOPPED, FULL, LOST = range(6)
+"""Exit codes of `core.launch`."""
+TOGETHER = ("pretrain", "finetune")
+"""Stages that several processes can work at."""
+GRACE_SECONDS = 20.0
 """How long a stage may take to save when it is asked to stop."""
 POLL_SECONDS = 0.1
 
@@ -43,7 +61,9 @@ class Launcher(Protocol):
 
         Raises:
             UserError: if the stage found the request wrong.
-            StageError: if the work failed, or the process died.
+            StageLost: if a process died, or the disk is full.
+            StagePreempted: if somebody else asked the stage to stop; it has saved its work.
+            StageError: if the work failed.
         """
 
 
@@ -53,25 +73,200 @@ class SubprocessLauncher:
 
     environment: dict[str, str] = field(default_factory=dict)
     """Variables set for the stage alone."""
+    inherited: tuple[int, ...] = ()
+    """File descriptors that the process keeps open, such as those of locks."""
 
     def run(self, request: StageRequest, watch: Watch) -> None:
         """Start ``python -P -m core.launch`` and wait for it."""
-        file = _write_request(request)
-        # What a process says goes into errors, which are stored; where sources are private, a traceback must not.
-        apart = debug() and request.private
-        try:
-            code, lines = follow("core.launch", [str(file)], watch, self.environment, apart=apart)
-        finally:
-            file.unlink(missing_ok=True)
+        with _written(request) as file:
+            apart, inherited = _apart(request), self.inherited
+            code, lines = follow("core.launch", [str(file)], watch, self.environment, apart=apart, inherited=inherited)
         _raise_for(code, lines, request)
 
 
+@dataclass(frozen=True)
+class Nodes:
+    """The machines that train together, and which of them this is."""
+
+    count: int
+    """Machines in all."""
+    rank: int
+    """Number of this one, from 0."""
+    rendezvous: str
+    """``host:port`` of machine 0, where all meet."""
+
+
+@dataclass
+class TorchrunLauncher:
+    """Several processes that train together on this machine, or on this one and others; each `core.launch`."""
+
+    processes: int | None = None
+    """On this machine. None: as many as it has GPUs, or fewer where these cannot share a step evenly."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables set for the stage alone."""
+    inherited: tuple[int, ...] = ()
+    """File descriptors that torchrun keeps open, such as those of locks."""
+    nodes: Nodes | None = None
+    """The machines that take part; None: this one alone."""
+
+    def run(self, request: StageRequest, watch: Watch) -> None:
+        """Start torchrun and wait for it.
+
+        It passes our standard input on, so that all processes see us go; they also see torchrun go.
+        """
+        count = self.processes or _even(request, visible_gpus(self.environment), self.nodes)
+        if count == 1 and self.nodes is None:
+            SubprocessLauncher(self.environment, self.inherited).run(request, watch)
+            return
+        ranks = _Ranks(watch.line)
+        with _written(request) as file:
+            arguments = [
+                *_torchrun(count, self.nodes, request),
+                sys.executable,
+                "-P",
+                "-u",
+                "-m",
+                "core.launch",
+                str(file),
+            ]
+            environment = _TOGETHER | _threads(count) | _loopback(self.nodes) | self.environment
+            try:
+                code, lines = follow(
+                    "torch.distributed.run",
+                    arguments,
+                    replace(watch, line=ranks),
+                    environment,
+                    apart=_apart(request),
+                    inherited=self.inherited,
+                    linger=GRACE_SECONDS,
+                )
+            finally:
+                ranks.end(str(file))
+        _raise_for(ranks.verdict(code), lines, request)
+
+
+_TOGETHER = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+
+
+def _threads(count: int) -> dict[str, str]:
+    """Each process has its part of the processors, unless somebody says otherwise."""
+    return {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
+
+
+def _loopback(nodes: Nodes | None) -> dict[str, str]:
+    """On one machine nothing has to resolve the machine's own name, which not every container can."""
+    if nodes or not sys.platform.startswith("linux") or "GLOO_SOCKET_IFNAME" in os.environ:
+        return {}
+    return {"GLOO_SOCKET_IFNAME": "lo"}
+
+
+def _torchrun(count: int, nodes: Nodes | None, request: StageRequest) -> list[str]:
+    """Arguments of torchrun; it never restarts anything, since who launched it knows better what is worth it."""
+    common = [f"--nproc-per-node={count}", "--max-restarts=0", "--no-python"]
+    if nodes is None:
+        return ["--standalone", "--nnodes=1", "--local-addr=127.0.0.1", *common]
+    meeting = ["--rdzv-backend=static", f"--rdzv-endpoint={nodes.rendezvous}", f"--rdzv-id={request.digest}"]
+    return [f"--nnodes={nodes.count}", f"--node-rank={nodes.rank}", *meeting, *common]
+
+
+def _even(request: StageRequest, most: int, nodes: Nodes | None) -> int:
+    """The largest number of processes up to ``most`` that can share the micro-batches of a step evenly."""
+    config: dict[str, Any] = request.recipe[request.stage]
+    micro_batches = config["batch"] // (config.get("micro_batch") or config["batch"])
+    machines = nodes.count if nodes else 1
+    return next((n for n in range(most, 1, -1) if micro_batches % (n * machines) == 0), 1)
+
+
+class _Ranks:
+    """What the processes under torchrun tell of themselves, taken out of the lines that they print."""
+
+    def __init__(self, line: Callable[[str], None]) -> None:
+        self._line = line
+        self._pids: dict[int, int] = {}
+        self._codes: dict[int, int] = {}
+
+    def __call__(self, line: str) -> None:
+        """Keep a line of theirs, pass on any other."""
+        what, _, rest = line.partition(": ")
+        numbers = rest.split()
+        kept = {"process": self._pids, "ended": self._codes}.get(what)
+        if kept is not None and len(numbers) == 2 and all(n.isdigit() for n in numbers):
+            kept[int(numbers[0])] = int(numbers[1])
+        else:
+            self._line(line)
+
+    def verdict(self, code: int) -> int:
+        """How the stage ended: by the process that has most to say; torchrun's own ``code`` tells success alone."""
+        if code == DONE:
+            return DONE
+        codes = set(self._codes.values())
+        known = next((c for c in (WRONG, FULL, FAILED, STOPPED) if c in codes), None)
+        if known is not None:
+            return known
+        met = bool(self._pids)
+        return (code if code < 0 else -9) if met and (len(self._codes) < len(self._pids) or code < 0) else LOST
+
+    def end(self, file: str) -> None:
+        """Kill those that are still there, as after the death of torchrun; ``file`` is in their command line."""
+        for pid in self._pids.values():
+            with suppress(psutil.NoSuchProcess):
+                if file in psutil.Process(pid).cmdline():
+                    kill_tree(pid)
+
+
+def visible_gpus(environment: Mapping[str, str]) -> int:
+    """GPUs that a process with these variables sees: by ``CUDA_VISIBLE_DEVICES``, else as `nvidia-smi` lists them."""
+    named = environment.get("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if named is not None:
+        names = [name.strip() for name in named.split(",")]
+        return next((place for place, name in enumerate(names) if name in ("", "-1", "none")), len(names))
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.splitlines())
+
+
+def launcher_for(
+    stage: str,
+    compute: ComputeConfig,
+    environment: Mapping[str, str],
+    *,
+    inherited: Sequence[int] = (),
+    nodes: Nodes | None = None,
+) -> Launcher:
+    """What runs ``stage`` on this machine: one process, or as many as ``compute.processes`` and its GPUs say.
+
+    ``inherited`` are file descriptors that stay open as long as the work goes on.
+    """
+    variables, kept = dict(environment), tuple(inherited)
+    count = compute.processes
+    if count is None and compute.device in ("cpu", "mps"):
+        count = 1
+    if stage not in TOGETHER or (nodes is None and count == 1):
+        return SubprocessLauncher(variables, kept)
+    return TorchrunLauncher(count, variables, kept, nodes)
+
+
+def _apart(request: StageRequest) -> bool:
+    """What a process says goes into errors, which are stored; where sources are private, a traceback must not."""
+    return debug() and request.private
+
+
 def follow(
-    module: str, arguments: Sequence[str], watch: Watch, environment: Mapping[str, str], *, apart: bool = False
+    module: str,
+    arguments: Sequence[str],
+    watch: Watch,
+    environment: Mapping[str, str],
+    *,
+    apart: bool = False,
+    inherited: Sequence[int] = (),
+    linger: float = 5,
 ) -> tuple[int, list[str]]:
     """Run ``module`` in a process that ends with this one; gives its exit code and the last lines that it printed.
 
-    With ``apart`` its errors go where ours go, not among those lines.
+    With ``apart`` its errors go where ours go, not among those lines. ``inherited`` are file descriptors that it keeps.
+    Whoever it leaves behind may still print for ``linger`` seconds.
     """
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", module, *arguments],
@@ -81,6 +276,7 @@ def follow(
         text=True,
         errors="replace",
         start_new_session=True,  # Ctrl-C in a terminal is for us; we then ask the stage to save.
+        pass_fds=tuple(inherited),
         env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
     )
     lines: list[str] = []
@@ -95,17 +291,32 @@ def follow(
     except BaseException:
         end(process)
         raise
-    reader.join(timeout=5)
+    reader.join(timeout=linger)
     watch.tick()
     return process.returncode, lines
 
 
-def _write_request(request: StageRequest) -> Path:
+@contextmanager
+def _written(request: StageRequest) -> Iterator[Path]:
+    """The request as a file that is there as long as its process.
+
+    Raises:
+        StageLost: if the disk is full.
+    """
     folder = Path(request.home) / "runs" / "requests"
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{request.stage}-{request.digest}-{os.getpid()}.json"
-    write_text(file, request.model_dump_json())
-    return file
+    # Processes of several machines, or containers, may have one number.
+    file = folder / f"{request.stage}-{request.digest}-{os.getpid()}-{secrets.token_hex(4)}.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(file, request.model_dump_json())
+    except OSError as error:
+        if disk_full(error):
+            raise StageLost(f"the disk of {request.home} is full; make room and run it again") from error
+        raise
+    try:
+        yield file
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def _relay(process: "subprocess.Popen[str]", lines: list[str], watch: Watch) -> None:
@@ -146,14 +357,18 @@ def _raise_for(code: int, lines: list[str], request: StageRequest) -> None:
         return
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     last = [] if request.private else lines[-5:]  # Other lines may quote names and contents.
-    message = "\n".join(said or last) or "it said nothing"
+    message = "\n".join(dict.fromkeys(said or last)) or "it said nothing"  # Several processes say one thing.
     if code == WRONG:
         raise UserError(message)
     if code == STOPPED:
-        raise StageError(f"{request.stage} was stopped and has saved its work; run the same command to go on")
+        raise StagePreempted(f"{request.stage} was stopped and has saved its work; run the same command to go on")
+    if code == FULL:
+        raise StageLost(message)
     if code < 0:
         why = "killed, perhaps for lack of memory" if code == -9 else f"ended by signal {-code}"
-        raise StageError(
+        raise StageLost(
             f"{request.stage}: its process was {why}; run the same command to go on from its last checkpoint"
         )
+    if code == LOST:
+        raise StageLost(f"{request.stage}: {message}; run the same command to go on from its last checkpoint")
     raise StageError(message if said else f"{request.stage} failed:\n{message}")
