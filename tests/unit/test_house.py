@@ -213,7 +213,7 @@ NOT_AFFECTING = """
 name evaluate.remarks
 compute.device compute.workers compute.processes compute.threads compute.checkpoint_seconds compute.keep
 compute.log_every
-compute.compile compute.deterministic
+compute.compile compute.deterministic compute.dask
 """.split()
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -123,7 +124,8 @@ def test_processes_of_one_number_on_two_machines_write_to_different_temporary_fi
     code += (
         "os.getpid = lambda: 1\nprint(temporary_beside(Path('a')), temporary_beside(Path('a')))"  # As in containers.
     )
-    told = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() for _ in "ab"]
+    run = partial(subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    told = [run().stdout.split() for _ in "ab"]
     assert all(name.endswith(".tmp") and name.startswith(".a.1-") for names in told for name in names)
     assert [names[0] == names[1] for names in told] == [True, True]
     assert told[0][0] != told[1][0]
