@@ -36,6 +36,11 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{_RUN}.tmp")
 
 
+def own_temporaries(folder: Path) -> list[Path]:
+    """Temporary files of this process in ``folder``."""
+    return list(folder.glob(f".*.{os.getpid()}-{_RUN}.tmp"))
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write ``data`` so that ``path`` is either the old file or the whole new one, at any moment of a crash."""
     temporary = temporary_beside(path)

@@ -73,6 +73,18 @@ def prepare(
     return _record(recipe, plugin, home, digest, facts, statistics)
 
 
+def missing_units(recipe: Recipe, source: str, plugin: Modality[Any], folder: Path) -> list[Unit]:
+    """The units of ``source`` that have no result in ``folder`` yet, for whoever writes them beforehand.
+
+    Raises:
+        UserError: if the source is no good or the disk too full.
+    """
+    units = shards.plan(_items(plugin, source), plugin, recipe.prepare.shard_items)
+    missing = [unit for unit in units if not shards.is_done(folder, unit.digest)]
+    _need_disk(missing, folder)
+    return missing
+
+
 def _items(plugin: Modality[Any], source: str) -> list[Item]:
     """The items of ``source`` under names that may stand anywhere."""
     private = plugin.info.private

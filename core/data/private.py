@@ -122,6 +122,17 @@ def remember_items(home: Home, digest: str, items: Iterable["Item"]) -> Path:
 
 
 @contextmanager
+def closed(private: bool = True) -> Iterator[None]:
+    """Within, where a source is ``private``, files are made for their owner alone."""
+    before = os.umask(0o077)
+    os.umask(0o077 if private else before)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextmanager
 def _held(home: Home) -> Iterator[Path]:
     """The owner's folder, for this process alone; the kernel ends that when the process does."""
     folder = home.root / FOLDER

@@ -62,7 +62,7 @@ class Readers:
                 self.progress(len(unit.items))
             else:
                 missing.append(unit)
-        if self.plugin.read_apart or not _small(missing):
+        if reads_apart(self.plugin, missing):
             self._in_processes(missing)
             return
         fatal = [unit for unit in missing if self._marker(unit).exists()]
@@ -153,6 +153,11 @@ class Readers:
         return found
 
 
+def reads_apart(plugin: Modality[Any], units: Sequence[Unit]) -> bool:
+    """Whether ``units`` are read in processes other than the stage's own, where an item has its time."""
+    return plugin.read_apart or not _small(units)
+
+
 def _small(units: Sequence[Unit]) -> bool:
     items = [item for unit in units for item in unit.items]
     return len(items) <= SMALL_ITEMS and sum(max(item.size, 0) for item in items) <= SMALL_BYTES
@@ -162,7 +167,11 @@ def _start(parent: int) -> None:
     # The interrupt of a terminal is for the stage process, which decides what is still finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with(parent)
-    # There is a reader for each processor: libraries that start threads of their own would only be in each other's way.
+    one_thread()
+
+
+def one_thread() -> None:
+    """Keep libraries to one thread: there is a reader for each processor, and more would be in each other's way."""
     os.environ |= dict.fromkeys(THREADS, "1")
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
