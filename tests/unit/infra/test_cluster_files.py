@@ -229,6 +229,12 @@ def test_all_that_is_copied_passes_the_ignore_file_and_is_all_that_does():
     assert lines[1] == "*"
 
 
+def test_a_filled_in_file_is_neither_committed_nor_packed():
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {".env", "secret.env"} <= set(ignored)  # Wheels leave out what git does.
+    assert "**/.env" in (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
+
+
 def test_a_wheel_carries_these_files():
     from hatchling.builders.wheel import WheelBuilder
 

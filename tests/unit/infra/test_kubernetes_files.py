@@ -12,7 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from infra.launchers import GRACE_SECONDS
+from infra.launchers import FAILED, GRACE_SECONDS, WRONG
 
 ROOT = Path(__file__).parents[3]
 KUBERNETES = ROOT / "infra" / "kubernetes"
@@ -168,7 +168,18 @@ def test_nodes_of_a_training_find_each_other():
     given = {one["name"] for one in container["env"]}
     assert set(re.findall(r"\$\((\w+)\)", " ".join(arguments))) <= given
     assert container["command"] == ["python", "-P", "-m", "infra.node"]
-    assert spec["backoffLimit"] == 0
+    assert container["ports"] == [{"name": "rendezvous", "containerPort": port["port"]}]
+
+
+def test_a_training_is_tried_again_but_not_what_would_fail_again():
+    spec = named("Job", "training")["spec"]
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"
+    fail, ignore = spec["podFailurePolicy"]["rules"]
+    assert fail["action"] == "FailJob"
+    assert fail["onExitCodes"]["values"] == [FAILED, WRONG]
+    assert fail["onExitCodes"]["containerName"] == spec["template"]["spec"]["containers"][0]["name"]
+    assert ignore == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    assert spec["backoffLimit"] > 0
 
 
 @pytest.mark.parametrize("kind", ["process", "docker", "kubernetes"])
