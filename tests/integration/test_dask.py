@@ -1,0 +1,190 @@
+"""Shards that a Dask cluster writes are those of one process: whoever is killed on the way, and without a name told."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+from fanning import compare
+from leaks import find
+from test_private_sources import NEEDLES, folders, packages  # noqa: F401 - a fixture among them
+
+pytestmark = pytest.mark.slow
+TESTS = Path(__file__).parents[1]
+SETS = ("data.size=[16,16]", "data.patch=[4,4]", "prepare.shard_items=32", "compute.threads=1")
+COUNT, UNITS = 300, 16
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A folder with a file for each of some hundred digits, one of them broken."""
+    found, place = load_digits(), tmp_path_factory.mktemp("digits")
+    for number in range(COUNT):
+        folder = place / str(found.target[number])
+        folder.mkdir(exist_ok=True)
+        Image.fromarray((found.images[number] * 15).astype(np.uint8)).save(folder / f"{number}.png")
+    (place / "0" / "broken.png").write_text("no image")
+    return place
+
+
+@pytest.fixture(scope="module")
+def alone(digits, tmp_path_factory):
+    """What one process makes of them."""
+    home = tmp_path_factory.mktemp("alone") / "home"
+    return done(start(home, "image/tiny", digits))
+
+
+def start(home, recipe, source, *sets, **variables):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MAEFLOW", "PREFECT", "MLFLOW"))}
+    command = [sys.executable, str(TESTS / "fanning.py"), str(home), recipe, str(source), *sets]
+    command += [] if recipe.startswith("ward") else SETS
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=kept | variables, cwd=TESTS.parent
+    )
+
+
+def done(process):
+    """The finished folder, once the process has said where it is."""
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    done.said = out
+    return Path(out.splitlines()[-1].rpartition(": ")[2])
+
+
+def wait_for(look, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.02)
+    return found
+
+
+def family(process):
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def command(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def writers(process):
+    """The processes that write units now, without the one that plans."""
+    return [p for p in family(process) if "core.units" in command(p) and len(command(p)) > 5]
+
+
+def shards(home):
+    return list((home / "prepared" / "shards").glob("*.json"))
+
+
+def test_a_cluster_of_two_workers_gives_the_same_bytes(digits, alone, tmp_path):
+    process = start(tmp_path / "home", "image/tiny", digits, "compute.dask=local:2")
+    wait_for(lambda: writers(process))
+    open_at = [c.laddr.ip for p in [psutil.Process(process.pid), *family(process)] for c in p.net_connections("inet")
+               if c.status == psutil.CONN_LISTEN]  # fmt: skip
+    assert set(open_at) == {"127.0.0.1"}
+    assert sum("prefect.server" in " ".join(command(p)) for p in family(process)) == 1  # None of the workers' own.
+    folder = done(process)
+    assert f"{UNITS} of {UNITS} shards written" in done.said
+    assert "note:" not in done.said
+    count, differing = compare(alone, folder)
+    assert (count, differing) == (UNITS + 6, [])
+    assert not list((tmp_path / "home" / "runs" / "units").iterdir())
+
+
+def test_a_worker_that_is_killed_costs_its_own_units_only(digits, alone, tmp_path):
+    home = tmp_path / "home"
+    process = start(home, "image/tiny", digits, "compute.dask=local:2")
+    wait_for(lambda: shards(home))
+    writer = wait_for(lambda: writers(process))[0]
+    worker = writer.parent()
+    assert "spawn_main" in " ".join(worker.cmdline())
+    before = len(shards(home))
+    worker.kill()
+    psutil.wait_procs([writer, worker], timeout=10)
+    assert not writer.is_running() or writer.status() == psutil.STATUS_ZOMBIE
+    assert before < UNITS
+    assert compare(alone, done(process))[1] == []
+    assert f"{UNITS} of {UNITS} shards written" in done.said  # Another worker did what was left.
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_nobody_outlives_the_flow(digits, alone, tmp_path, number):
+    home = tmp_path / "home"
+    process = start(home, "image/tiny", digits, "compute.dask=local:2")
+    writer = wait_for(lambda: writers(process))[0]
+    # After kill -9 Prefect's own server is the watchdog's to end, which this flow has not asked for.
+    everybody = [p for p in family(process) if "prefect.server" not in " ".join(command(p))]
+    assert writer in everybody
+    process.send_signal(number)
+    _, alive = psutil.wait_procs(everybody, timeout=30)
+    assert [command(p) for p in alive] == []
+    process.wait(30)
+    for server in [p for p in psutil.process_iter() if str(home) in " ".join(command(p))]:
+        server.kill()
+    assert process.returncode != 0
+    again = start(home, "image/tiny", digits)
+    assert compare(alone, done(again))[1] == []
+
+
+def test_a_private_source_leaks_nothing(packages, tmp_path):  # noqa: F811 - the fixture
+    home, scratch = tmp_path / "home", tmp_path / "scratch"
+    scratch.mkdir()
+    source = folders(tmp_path / NEEDLES[0] / "much")
+    variables = {"PYTHONPATH": str(packages), "TMPDIR": str(scratch)}
+    process = start(home, "ward/demo", source, "compute.dask=local:2", "prepare.shard_items=8", **variables)
+    wait_for(lambda: writers(process))
+    said = "\n".join(" ".join(command(p)) for p in family(process)).encode()  # Others see command lines.
+    (plan,) = (home / "private").glob("units-*")
+    assert len(find(plan, NEEDLES)) > 0  # Names are there, and nowhere else.
+    assert plan.stat().st_mode & 0o077 == 0
+    assert [p for p in plan.iterdir() if p.stat().st_mode & 0o077] == []
+    assert find(home, NEEDLES, extra=[said]) == []
+    folder = done(process)
+    assert "shards written" in done.said
+    assert find(home, NEEDLES, extra=[said, done.said.encode()]) == []
+    assert find(scratch, NEEDLES) == []
+    assert not list((home / "private").glob("units-*"))
+    assert [p for p in (home / "prepared" / "shards").iterdir() if p.stat().st_mode & 0o007] == []
+    first = {p.name: p.read_bytes() for p in (home / "prepared" / "shards").iterdir()}
+    # The same home, and so the same secret, without the cluster.
+    for path in [*(home / "prepared" / "shards").iterdir()]:
+        path.unlink()
+    folder.rename(tmp_path / "first")
+    again = done(start(home, "ward/demo", source, "prepare.shard_items=8", **variables))
+    assert compare(tmp_path / "first", again)[1] == []
+    assert {p.name: p.read_bytes() for p in (home / "prepared" / "shards").iterdir()} == first
+
+
+def test_a_scheduler_that_is_not_there_is_the_users_error(digits, tmp_path):
+    quick = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "1s"}
+    process = start(tmp_path / "home", "image/tiny", digits, "compute.dask=tcp://127.0.0.1:9", **quick)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "UserError: compute.dask: no scheduler with workers at tcp://127.0.0.1:9" in out
+
+
+def test_without_the_extra_its_name_and_the_command_are_told(digits, tmp_path):
+    """The package is not there for Python's own search, as where it is not installed."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.machinery\n"
+        "search = importlib.machinery.PathFinder.find_spec\n"
+        "def find(name, path=None, target=None):\n"
+        "    return None if name.partition('.')[0] == 'prefect_dask' else search(name, path, target)\n"
+        "importlib.machinery.PathFinder.find_spec = staticmethod(find)\n"
+    )
+    process = start(tmp_path / "h", "image/tiny", digits, "compute.dask=local:2", PYTHONPATH=str(tmp_path))
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "UserError: compute.dask: local:2 needs the package prefect_dask; install it by `pip install" in out
