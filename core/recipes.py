@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -62,6 +63,18 @@ def load(reference: str, overrides: Iterable[str] = ()) -> Recipe:
     else:
         values.setdefault("name", file.stem)
     return resolve(values, str(reference))
+
+
+def overridden(values: Mapping[str, Any], overrides: Iterable[str], origin: str) -> Recipe:
+    """The typed recipe of a mapping with ``key.key=value`` overrides; ``origin`` names where it came from in errors.
+
+    Raises:
+        UserError: if a key or value is wrong; names the key and the nearest valid one.
+    """
+    changed = deepcopy(dict(values))
+    for override in overrides:
+        _apply(changed, override)
+    return resolve(changed, origin)
 
 
 def resolve(values: Mapping[str, Any], origin: str) -> Recipe:
@@ -128,9 +141,14 @@ def locate(reference: str) -> Path:
         return own[reference]
     if modality in entries():
         plugin_info(modality)  # What is wrong with a plugin says more than which recipes it lacks.
-    near = get_close_matches(reference, own or available(), n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = nearest(reference, own or available())
     raise UserError(f"no recipe {reference!r}{hint} (see `maeflow recipes`, or give a .yaml file)")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What an error about an unknown ``name`` adds: the known one it may stand for, if any comes near."""
+    near = get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 class _Loader(yaml.SafeLoader):

@@ -3,9 +3,23 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from flows import cli_servers
+from flows.options import (
+    DataOption,
+    DebugOption,
+    HomeOption,
+    LabelledOption,
+    RecipeArgument,
+    SetOption,
+    begin,
+)
+
+if TYPE_CHECKING:
+    from core.request import StageName
 
 app = typer.Typer(
     name="maeflow",
@@ -15,21 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(cli_servers.app)
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
-
-HomeOption = Annotated[
-    str | None, typer.Option("--home", help="Folder for everything; default MAEFLOW_HOME, or .maeflow.")
-]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a recipe value: key.key=value. Repeatable.")]
-LabelledOption = Annotated[
-    str | None, typer.Option("--labelled", help="Labelled data; default: those of the first --data.")
-]
-DataOption = Annotated[
-    list[str], typer.Option("--data", help="Raw data: folder, file, manifest or saved dataset; SRC=0.5 weighs it.")
-]
-RecipeArgument = Annotated[str, typer.Argument(help="A packaged recipe such as image/tiny, or a YAML file.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and Prefect's own log.")]
-CheckpointOption = Annotated[str | None, typer.Option("--from", help="Folder or record.json of the stage before.")]
 
 
 def main() -> None:
@@ -92,7 +93,7 @@ def demo(
     debug: DebugOption = False,
 ) -> None:
     """Run the whole pipeline on real data that a package ships; minutes on two processors."""
-    root = _begin(home, debug=debug)
+    root = begin(home, debug=debug)
     from flows.demos import fetch
 
     data, labelled = fetch(modality, root)
@@ -109,7 +110,7 @@ def run(
     debug: DebugOption = False,
 ) -> None:
     """Run the whole pipeline: prepare, pretrain, finetune, evaluate. Finished stages are recognised and reused."""
-    root = _begin(home, debug=debug)
+    root = begin(home, debug=debug)
     _pipeline(recipe, data, labelled, root, set_)
 
 
@@ -122,7 +123,7 @@ def prepare(
     debug: DebugOption = False,
 ) -> None:
     """Read raw data once: shards, splits, statistics, and a card with what could not be read."""
-    root = _begin(home, debug=debug)
+    root = begin(home, debug=debug)
     _one_stage("prepare", recipe, set_, root, source=data)
 
 
@@ -136,8 +137,8 @@ def pretrain(
     debug: DebugOption = False,
 ) -> None:
     """Train an encoder on prepared data, without labels."""
-    root = _begin(home, debug=debug)
-    _one_stage("pretrain", recipe, set_, root, data=from_, labelled=labelled)
+    root = begin(home, debug=debug)
+    _one_stage("pretrain", recipe, set_, root, prepared=from_, labelled=labelled)
 
 
 @app.command()
@@ -150,7 +151,7 @@ def finetune(
     debug: DebugOption = False,
 ) -> None:
     """Tune an encoder on labelled data."""
-    root = _begin(home, debug=debug)
+    root = begin(home, debug=debug)
     _one_stage("finetune", recipe, set_, root, encoder=from_, labelled=labelled)
 
 
@@ -164,7 +165,7 @@ def evaluate(
     debug: DebugOption = False,
 ) -> None:
     """Score a tuned model and its encoder on the test split."""
-    root = _begin(home, debug=debug)
+    root = begin(home, debug=debug)
     _one_stage("evaluate", recipe, set_, root, tuned=from_, labelled=labelled)
 
 
@@ -219,7 +220,7 @@ def runs(
     sync: Annotated[bool, typer.Option("--sync", help="Send to MLflow what it lacks.")] = False,
 ) -> None:
     """List the finished and unfinished stages in the home folder."""
-    root = _begin(home)
+    root = begin(home)
     from flows.listing import show, synchronise
 
     if sync:
@@ -230,40 +231,10 @@ def runs(
 @app.command()
 def doctor(home: HomeOption = None) -> None:
     """Check the installation, the machine and the home folder."""
-    root = _begin(home)
+    root = begin(home)
     from infra.doctor import report
 
     sys.exit(DONE if report(root) else FAILED)
-
-
-def _begin(home: str | None, *, debug: bool = False) -> Path:
-    """Settings of the process; the home folder, made if absent."""
-    from core.workspace import Home
-    from infra import settings
-
-    root = settings.home_folder(home)
-    if debug:
-        os.environ["MAEFLOW_DEBUG"] = "1"
-    settings.apply(root, verbose=debug)
-    Home.create(root)
-    return root
-
-
-def _weighted(text: str, modality: str, home: Path) -> tuple[str, float]:
-    """``PATH`` or ``PATH=WEIGHT``."""
-    from core.errors import UserError
-    from flows.privacy import is_private, source_name
-
-    path, equals, weight = text.rpartition("=")
-    if not equals or Path(text).exists():
-        return source_name(text, modality, home), 1.0
-    try:
-        value = float(weight)
-    except ValueError:
-        return source_name(text, modality, home), 1.0
-    if value <= 0:
-        raise UserError(f"--data{'' if is_private(modality) else f' {text}'}: the weight must be above 0")
-    return source_name(path, modality, home), value
 
 
 def _pipeline(recipe: str, data: list[str], labelled: str | None, home: Path, overrides: list[str] | None) -> None:
@@ -272,17 +243,17 @@ def _pipeline(recipe: str, data: list[str], labelled: str | None, home: Path, ov
 
     resolved = load(recipe, overrides or [])
     from flows.privacy import discretion, source_name
+    from flows.sources import weighted
 
     with discretion(resolved.modality):
-        sources = [_weighted(text, resolved.modality, home) for text in data]
+        sources = [weighted(text, resolved.modality, home) for text in data]
         tuning = source_name(labelled, resolved.modality, home) if labelled else None
-        from flows.pipeline import DataSource
         from flows.running import run_pipeline
 
-        run_pipeline(resolved, [DataSource(path=path, weight=weight) for path, weight in sources], tuning, home)
+        run_pipeline(resolved, sources, tuning, home)
 
 
-def _one_stage(stage: str, recipe: str, overrides: list[str] | None, home: Path, **inputs: str | None) -> None:
+def _one_stage(stage: "StageName", recipe: str, overrides: list[str] | None, home: Path, **inputs: str | None) -> None:
     from core.recipes import load
 
     resolved = load(recipe, overrides or [])
@@ -295,7 +266,7 @@ def _one_stage(stage: str, recipe: str, overrides: list[str] | None, home: Path,
         from flows.running import run_stage
 
         sets = [word for override in overrides or [] for word in ("--set", override)]
-        run_stage(stage, resolved, home, [recipe, *sets], **inputs)
+        run_stage(stage, resolved, home, [recipe, *sets], inputs)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol
@@ -123,6 +124,21 @@ CURRENT: ContextVar[Console | None] = ContextVar("console", default=None)
 def current() -> Console:
     """The console of this flow: the command line's, or the flow run's log."""
     return CURRENT.get() or PlainConsole(_to_log)
+
+
+@contextmanager
+def for_flow(*, served: bool) -> Iterator[None]:
+    """Inside, a flow that a worker has started reports to Prefect; any other goes on as before."""
+    if not served:
+        yield
+        return
+    from flows.artifacts import PrefectConsole
+
+    token = CURRENT.set(PrefectConsole(_to_log))
+    try:
+        yield
+    finally:
+        CURRENT.reset(token)
 
 
 def for_terminal() -> Console:

@@ -1,127 +1,67 @@
-"""The pipeline: prepare, pretrain, fine-tune, evaluate, chained by a Prefect flow; needs no server to be configured."""
+"""The pipeline: prepare, pretrain, fine-tune, evaluate, chained inside a Prefect flow, with a server or without."""
 
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 
-from core.config import (
-    ComputeConfig,
-    Config,
-    EvaluateConfig,
-    FinetuneConfig,
-    ModelConfig,
-    PrepareConfig,
-    PretrainConfig,
-    Recipe,
-    TaskConfig,
-)
+from core.config import Recipe
 from core.errors import UserError
-from core.recipes import resolve
 from core.records import PreparedData
 from core.workspace import Home
 from flows import console, reports, stages
-from flows.privacy import discretion, refuse_paths
+from flows.privacy import refuse_paths
+from flows.sources import DataSource
 from infra import settings
+from infra.reconcile import registered
 from infra.records import RunRecords
 from infra.watchdog import guard_children
 
 
-class DataSource(Config):
-    """Somewhere raw data are."""
-
-    path: str
-    """A folder, a manifest, or a dataset saved by Hugging Face datasets; a private one by its public name."""
-    weight: float = 1.0
-    """How often each of its items appears in an epoch of pretraining, in the mean."""
-
-
-@flow(name="maeflow", flow_run_name="{name}", validate_parameters=True)
-def pipeline(
-    sources: list[DataSource],
-    modality: str,
-    data: dict[str, Any],
-    labelled: str | None = None,
-    home: str | None = None,
-    name: str = "unnamed",
-    seed: int = 0,
-    task: TaskConfig = TaskConfig(),
-    prepare: PrepareConfig = PrepareConfig(),
-    model: ModelConfig = ModelConfig(),
-    pretrain: PretrainConfig = PretrainConfig(),
-    finetune: FinetuneConfig = FinetuneConfig(),
-    evaluate: EvaluateConfig = EvaluateConfig(),
-    compute: ComputeConfig = ComputeConfig(),
-) -> dict[str, Any]:
-    """Run all stages that have something to work on.
-
-    Args:
-        sources: Raw data to pretrain on.
-        modality: Name of the plugin that reads them.
-        data: The plugin's settings.
-        labelled: Labelled data to fine-tune on and to evaluate with; by default the labelled part of the first source.
-        home: Folder that everything is kept in.
-        name: What the recipe is called.
-        seed: The number all randomness comes from.
-        task: What is to be predicted.
-        prepare: Settings of the first stage.
-        model: The encoder and its decoder.
-        pretrain: Settings of the second stage.
-        finetune: Settings of the third stage.
-        evaluate: Settings of the last stage.
-        compute: How the work is carried out; changes no results.
-    """
-    groups: dict[str, Config] = {
-        "task": task,
-        "prepare": prepare,
-        "model": model,
-        "pretrain": pretrain,
-        "finetune": finetune,
-        "evaluate": evaluate,
-        "compute": compute,
-    }
-    values = {"modality": modality, "name": name, "seed": seed, "data": data}
-    values |= {key: group.model_dump(mode="json") for key, group in groups.items()}
-    with discretion(modality):
-        return run(resolve(values, "of the flow"), sources, labelled, settings.home_folder(home))
-
-
-def parameters(recipe: Recipe, sources: Sequence[DataSource], labelled: str | None, home: Path) -> dict[str, Any]:
-    """The flow's parameters for a resolved recipe."""
-    groups = {name: getattr(recipe, name) for name in type(recipe).model_fields if name != "data"}
-    data = recipe.data.model_dump(mode="json")
-    return {**groups, "data": data, "sources": list(sources), "labelled": labelled, "home": str(home)}
+def parameters(recipe: Recipe, sources: Sequence[DataSource], labelled: str | None) -> dict[str, Any]:
+    """The pipeline flow's parameters for a resolved recipe."""
+    groups = {name: getattr(recipe, name) for name in type(recipe).model_fields if name != "modality"}
+    return {**groups, "sources": [source.model_dump() for source in sources], "labelled": labelled}
 
 
 def run(recipe: Recipe, sources: Sequence[DataSource], labelled: str | None, home: Path) -> dict[str, Any]:
-    """The body of the flow; call it inside one."""
+    """The body of the pipeline flow; call it inside one."""
     refuse_paths([*(source.path for source in sources), *([labelled] if labelled else [])], recipe.modality)
-    guard_children("prefect.server")
-    records = RunRecords(home, recipe, _links())
-    context = stages.Context(Home.create(home), recipe, records)
-    records.open()
-    if records.failure:
-        console.current().line(f"  note: MLflow cannot be reached ({records.failure}); the work goes on without it")
-    token = stages.CONTEXT.set(context)
-    try:
+    with open_context(recipe, home) as context:
         first = _stages(sources, labelled)
-    except BaseException as error:
-        records.close("FAILED" if isinstance(error, Exception) else "KILLED", {}, None, None)
-        raise
-    finally:
-        stages.CONTEXT.reset(token)
-        stages.finish_logging(context)
-    report = reports.write(context)
-    records.close("FINISHED", _headline(context), first.data_digest, report)
+        report = reports.write(context)
+        context.records.close("FINISHED", _headline(context), first.data_digest, report)
     return {
         "stages": {o.stage: {"folder": str(o.folder), "run": o.run_id, "reused": o.reused} for o in context.outcomes},
-        "pipeline_run": records.pipeline_id,
+        "pipeline_run": context.records.pipeline_id,
         "report": str(report),
     }
+
+
+@contextmanager
+def open_context(recipe: Recipe, home: Path) -> Iterator[stages.Context]:
+    """What the stages of a flow share; the flow's MLflow run ends with it, however that comes."""
+    settings.calm()
+    guard_children("prefect.server")
+    served = deployment.id is not None
+    records = RunRecords(home, recipe, _links(), flow_run=_flow_run_id())
+    context = stages.Context(Home.create(home), recipe, records, served=served)
+    with registered(home, records.flow_run, served=served), console.for_flow(served=served):
+        records.open()
+        if records.failure:
+            console.current().line(f"  note: MLflow cannot be reached ({records.failure}); the work goes on without it")
+        token = stages.CONTEXT.set(context)
+        try:
+            yield context
+        except BaseException as error:
+            records.close("FAILED" if isinstance(error, Exception) else "KILLED", {}, None, None)
+            raise
+        finally:
+            stages.CONTEXT.reset(token)
+            stages.finish_logging(context)
 
 
 def _stages(sources: Sequence[DataSource], labelled: str | None) -> PreparedData:
@@ -157,12 +97,19 @@ def _headline(context: stages.Context) -> dict[str, float]:
     return metrics
 
 
+def _flow_run_id() -> str | None:
+    with suppress(Exception):
+        return str(flow_run.id) if flow_run.id else None
+    return None
+
+
 def _links() -> dict[str, str]:
-    """Tags that lead from MLflow to the Prefect run and the code's commit."""
+    """Tags that lead from MLflow to the Prefect run, its deployment and the code's commit."""
     tags = {}
     with suppress(Exception):
         tags = {"prefect.flow_run_id": str(flow_run.id or ""), "prefect.flow_run_name": str(flow_run.name or "")}
-        if url := flow_run.ui_url:
+        tags["prefect.deployment"] = str(deployment.name or "")
+        if os.environ.get("PREFECT_API_URL") and (url := flow_run.ui_url):
             tags["prefect.flow_run_url"] = str(url)
     if commit := os.environ.get("GIT_COMMIT"):
         tags["maeflow.commit"] = commit

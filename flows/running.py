@@ -8,18 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
-
 from core.config import Recipe
 from core.errors import UserError
-from core.records import PreparedData, PretrainedEncoder, TunedModel, read_record
+from core.records import RECORD_FILE, PreparedData, PretrainedEncoder, TunedModel, read_record
+from core.request import StageName
 from core.workspace import Home
 from flows import console, stages
-from flows.pipeline import DataSource, parameters, pipeline
-from flows.privacy import discretion, refuse_paths
+from flows.pipeline import open_context, parameters
+from flows.privacy import refuse_paths
+from flows.sources import DataSource
+from flows.typed import pipeline_flow, stage_flow
 from infra import settings
-from infra.records import RunRecords
-from infra.watchdog import guard_children
 
 
 def run_pipeline(recipe: Recipe, sources: Sequence[DataSource], labelled: str | None, home: Path) -> None:
@@ -30,7 +29,7 @@ def run_pipeline(recipe: Recipe, sources: Sequence[DataSource], labelled: str | 
     _warm_up(home)
     token = console.CURRENT.set(out)
     try:
-        summary: dict[str, Any] = pipeline(**parameters(recipe, sources, labelled, home))
+        summary: dict[str, Any] = pipeline_flow(recipe.modality)(**parameters(recipe, sources, labelled))
     finally:
         console.CURRENT.reset(token)
     _farewell(out, home, time.monotonic() - start, summary["report"])
@@ -38,7 +37,7 @@ def run_pipeline(recipe: Recipe, sources: Sequence[DataSource], labelled: str | 
 
 def _farewell(out: console.Console, home: Path, seconds: float, report: str | None) -> None:
     out.line(f"\ndone in {seconds:.0f} s")
-    if "://" in settings.tracking_uri(home) and settings.tracking_uri(home).startswith("sqlite"):
+    if settings.tracking_uri(home).startswith("sqlite"):
         mlflow = Path(sys.executable).with_name("mlflow")
         out.line(f"compare runs:  {mlflow} ui --backend-store-uri {settings.tracking_uri(home)} --workers 1")
     if report:
@@ -59,43 +58,16 @@ def _warm_up(home: Path) -> None:
     threading.Thread(target=work, daemon=True).start()
 
 
-@flow(name="maeflow-stage", flow_run_name="{stage}", validate_parameters=False)
-def one_stage(stage: str, recipe: dict[str, Any], home: str, inputs: dict[str, str | None]) -> str:
-    """Run one stage from the folders of those before it; gives its finished folder.
-
-    Args:
-        stage: Which stage.
-        recipe: The resolved recipe in JSON form.
-        home: Folder that everything is kept in.
-        inputs: Folders or record files of the stages before.
-    """
-    from core.recipes import resolve
-
-    guard_children("prefect.server")
-    resolved = resolve(recipe, "of the flow")
-    refuse_paths([source] if (source := inputs.get("source")) else [], resolved.modality)
-    with discretion(resolved.modality):
-        return _one_stage(stage, resolved, home, inputs)
-
-
-def _one_stage(stage: str, resolved: Recipe, home: str, inputs: dict[str, str | None]) -> str:
-    records = RunRecords(Path(home), resolved)
-    context = stages.Context(Home.create(Path(home)), resolved, records)
-    records.open()
-    token = stages.CONTEXT.set(context)
-    try:
+def run_one_stage(stage: StageName, recipe: Recipe, home: Path, inputs: dict[str, str | None]) -> dict[str, Any]:
+    """The body of a stage's flow; call it inside one. ``inputs`` are those of `flows.typed.INPUTS`."""
+    refuse_paths([source] if (source := inputs.get("source")) else [], recipe.modality)
+    with open_context(recipe, home) as context:
         outcome = _call(stage, context.home, inputs)
-    except BaseException as error:
-        records.close("FAILED" if isinstance(error, Exception) else "KILLED", {}, None, None)
-        raise
-    finally:
-        stages.CONTEXT.reset(token)
-        stages.finish_logging(context)
-    records.close("FINISHED", getattr(outcome.record, "metrics", {}), None, None)
-    return str(outcome.folder)
+        context.records.close("FINISHED", getattr(outcome.record, "metrics", {}), None, None)
+    return {"folder": str(outcome.folder), "run": outcome.run_id, "reused": outcome.reused}
 
 
-def run_stage(stage: str, recipe: Recipe, home: Path, spelled: Sequence[str], **inputs: str | None) -> None:
+def run_stage(stage: StageName, recipe: Recipe, home: Path, spelled: Sequence[str], inputs: dict[str, Any]) -> None:
     """Run one stage with live progress and say where its folder is, and what comes next.
 
     ``spelled`` is how the recipe was asked for: its name or file, and the options that change it.
@@ -105,7 +77,7 @@ def run_stage(stage: str, recipe: Recipe, home: Path, spelled: Sequence[str], **
     _warm_up(home)
     token = console.CURRENT.set(out)
     try:
-        folder = one_stage(stage, recipe.model_dump(mode="json"), str(home), inputs)
+        folder = stage_flow(recipe.modality, stage)(**_groups(recipe), **inputs)["folder"]
     finally:
         console.CURRENT.reset(token)
     out.line(f"\ndone in {time.monotonic() - start:.0f} s; {stage} is in {folder}")
@@ -116,30 +88,41 @@ def run_stage(stage: str, recipe: Recipe, home: Path, spelled: Sequence[str], **
         out.line(f"next:  {shlex.join(words)}")
 
 
-def _call(stage: str, home: Home, inputs: dict[str, str | None]) -> stages.Outcome[Any]:
+def _groups(recipe: Recipe) -> dict[str, Any]:
+    return {name: getattr(recipe, name) for name in type(recipe).model_fields if name != "modality"}
+
+
+def _call(stage: StageName, home: Home, inputs: dict[str, str | None]) -> stages.Outcome[Any]:
     """The stage's task with the records behind ``inputs``; what is not given is found through the records."""
     if stage == "prepare":
-        return stages.prepare(_given(inputs, "source"))
+        return stages.prepare(str(inputs["source"]))
     given = inputs.get("labelled")
-    labelled = read_record(Path(given), PreparedData) if given else None
+    labelled = read_record(_folder(home, "prepare", given), PreparedData) if given else None
     if stage == "pretrain":
-        data = read_record(Path(_given(inputs, "data")), PreparedData)
+        data = read_record(_folder(home, "prepare", inputs["prepared"]), PreparedData)
         return stages.pretrain([(data, 1.0)], labelled or (data if data.target else None))
     if stage == "finetune":
-        encoder = read_record(Path(_given(inputs, "encoder")), PretrainedEncoder)
+        encoder = read_record(_folder(home, "pretrain", inputs["encoder"]), PretrainedEncoder)
         return stages.finetune(encoder, labelled or _beside(home, "prepare", encoder.prepared, PreparedData))
-    tuned = read_record(Path(_given(inputs, "tuned")), TunedModel)
+    tuned = read_record(_folder(home, "finetune", inputs["tuned"]), TunedModel)
     encoder = _beside(home, "pretrain", tuned.encoder, PretrainedEncoder)
     return stages.evaluate(encoder, tuned, labelled or _beside(home, "prepare", tuned.prepared, PreparedData))
 
 
-def _given(inputs: dict[str, str | None], name: str) -> str:
-    value = inputs.get(name)
-    if value is None:
-        raise UserError(f"the stage needs its {name}; give the folder with --from")
-    return value
+def _folder(home: Home, stage: StageName, given: str | None) -> Path:
+    """The finished folder that a path, its record or its name mean.
+
+    Raises:
+        UserError: if there is none.
+    """
+    named = home.stage(stage, str(given)).final
+    for candidate in (Path(str(given)), named, home.resolve(str(given))):
+        folder = candidate.parent if candidate.name == RECORD_FILE else candidate
+        if (folder / RECORD_FILE).is_file():
+            return folder
+    raise UserError(f"{given} is no finished folder of the stage {stage}; `maeflow runs` lists those there are")
 
 
-def _beside(home: Home, stage: str, digest: str, kind: type[stages.R]) -> stages.R:
+def _beside(home: Home, stage: StageName, digest: str, kind: type[stages.R]) -> stages.R:
     """The record of an earlier stage in the same home."""
     return read_record(home.stage(stage, digest).final, kind)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -16,16 +16,21 @@ from core import digests
 from core.config import Recipe
 from core.data.private import resolve_source, secret_of
 from core.data.sources import listing, unnamed
-from core.errors import StageError, UserError
+from core.errors import StageError, StageLost, UserError
 from core.records import EvalReport, PreparedData, PretrainedEncoder, Record, TunedModel, read_record
 from core.request import StageName, StageRequest, WeightedInput
 from core.workspace import Home
-from flows import console
+from flows import artifacts, console
+from flows.admission import admitted
 from flows.privacy import discretion, is_private
-from infra.launchers import Launcher, SubprocessLauncher, Watch
+from infra.launchers import Watch
 from infra.records import RunRecords, StageRun
 
 R = TypeVar("R", bound=Record)
+P = ParamSpec("P")
+T = TypeVar("T")
+RETRY_SECONDS = [2.0, 10.0, 60.0]
+"""Before each further attempt of a stage whose process was lost."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ class Context:
     home: Home
     recipe: Recipe
     records: RunRecords
-    launcher: Launcher = field(default_factory=SubprocessLauncher)
+    served: bool = False
+    """Whether a worker carries the flow, so that people look at it on Prefect's pages."""
     outcomes: list[Outcome[Any]] = field(default_factory=list)
     logging: list["subprocess.Popen[str]"] = field(default_factory=list)
     """Processes that send a model to MLflow while the pipeline goes on."""
@@ -63,7 +69,35 @@ CONTEXT: ContextVar[Context] = ContextVar("context")
 """Set by the flow. Prefect looks into whatever is passed to a task, so clients and processes are not passed."""
 
 
-@task(name="prepare", task_run_name="prepare {role}", cache_policy=NO_CACHE)
+def _lost(task_: Any, task_run: Any, state: Any) -> bool:
+    """Whether a stage was lost, and not wrong: then another attempt goes on from its last checkpoint."""
+    try:
+        state.result()
+    except StageLost:
+        return True
+    except BaseException:  # noqa: BLE001 - whatever else it is, it would come again
+        return False
+    return False
+
+
+def _stage_task(stage: StageName) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Makes a function the task of a stage: named by recipe and stage, tried again only where its process was lost."""
+
+    def name() -> str:
+        return f"{CONTEXT.get().recipe.name}: {stage}"
+
+    made: Callable[[Callable[P, T]], Callable[P, T]] = task(
+        name=stage,
+        task_run_name=name,
+        cache_policy=NO_CACHE,
+        retries=len(RETRY_SECONDS),
+        retry_delay_seconds=RETRY_SECONDS,
+        retry_condition_fn=_lost,
+    )
+    return made
+
+
+@_stage_task("prepare")
 def prepare(source: str, role: str = "data") -> Outcome[PreparedData]:
     """Prepare ``source``; ``role`` says what it is for."""
     context = CONTEXT.get()
@@ -76,7 +110,7 @@ def prepare(source: str, role: str = "data") -> Outcome[PreparedData]:
     return _run(context, request, PreparedData, title="prepare" if role == "data" else f"prepare {role}")
 
 
-@task(name="pretrain", cache_policy=NO_CACHE)
+@_stage_task("pretrain")
 def pretrain(data: Sequence[tuple[PreparedData, float]], labelled: PreparedData | None) -> Outcome[PretrainedEncoder]:
     """Pretrain on weighted prepared data."""
     context = CONTEXT.get()
@@ -86,7 +120,7 @@ def pretrain(data: Sequence[tuple[PreparedData, float]], labelled: PreparedData 
     return _run(context, request, PretrainedEncoder, data=[prepared for prepared, _ in data])
 
 
-@task(name="finetune", cache_policy=NO_CACHE)
+@_stage_task("finetune")
 def finetune(encoder: PretrainedEncoder, labelled: PreparedData) -> Outcome[TunedModel]:
     """Fine-tune an encoder on labelled data."""
     context = CONTEXT.get()
@@ -98,7 +132,7 @@ def finetune(encoder: PretrainedEncoder, labelled: PreparedData) -> Outcome[Tune
     return outcome
 
 
-@task(name="evaluate", cache_policy=NO_CACHE)
+@_stage_task("evaluate")
 def evaluate(encoder: PretrainedEncoder, tuned: TunedModel, labelled: PreparedData) -> Outcome[EvalReport]:
     """Score encoder and tuned model on the test split."""
     context = CONTEXT.get()
@@ -128,9 +162,10 @@ def _followed(
     run = context.records.stage(request.stage, request.digest, folder, context.values, inputs, reused=reused)
     try:
         if not reused:
-            out.stage(title)
-            follower = console.Follower(lambda: folder.current, out)
-            context.launcher.run(request, Watch(line=_teller(out), tick=follower.tick))
+            with admitted(context.home.root, request.stage, context.recipe.compute, served=context.served) as launcher:
+                out.stage(title)
+                follower = console.Follower(lambda: folder.current, out)
+                launcher.run(request, Watch(line=_teller(context), tick=follower.tick))
         record = read_record(folder.final, kind)
     except BaseException as error:
         _close(run, error)
@@ -142,6 +177,10 @@ def _followed(
     out.finished(_summary(title, outcome))
     if run.failure:
         out.line(f"  note: MLflow lacks part of this run ({run.failure}); `maeflow runs --sync` sends the rest")
+    if context.served:
+        links = artifacts.run_links(run.experiment, run.run_id)
+        shown = not is_private(context.recipe.modality)
+        artifacts.tell_stage(context.recipe.name, title, record, folder.final, links, picture=shown)
     return outcome
 
 
@@ -150,9 +189,13 @@ def _close(run: StageRun, error: BaseException) -> None:
     run.fail(kind, str(error) if isinstance(error, (StageError, UserError)) else type(error).__name__)
 
 
-def _teller(out: console.Console) -> Callable[[str], None]:
+def _teller(context: Context) -> Callable[[str], None]:
+    """Where lines of the stage process go: all into the log of a run on a server, the telling ones to a terminal."""
+    out = console.current()
+    everything = context.served and not is_private(context.recipe.modality)
+
     def tell(line: str) -> None:
-        if line.startswith(("waiting:", "reused:", "stopped:")):
+        if everything or line.startswith(("waiting:", "reused:", "stopped:")):
             out.line(f"  {line}")
 
     return tell

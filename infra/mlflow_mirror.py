@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,10 @@ class Mirror:
         """Why the last attempt failed; None when all is sent."""
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True)
+
+    def skip(self, sent: Mapping[str, int]) -> None:
+        """Leave out what has arrived already, by key up to a step, though the state on disk may not know it."""
+        self._sent = {key: max(self._sent.get(key, -1), sent.get(key, -1)) for key in {*self._sent, *sent}}
 
     def start(self) -> None:
         """Follow the log in the background."""

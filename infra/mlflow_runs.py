@@ -8,16 +8,19 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from infra.settings import artifact_root, tracking_uri
+from core.request import STAGES
+from infra.settings import artifact_root, store_uri, tracking_uri
 
 PREFIX = "maeflow/"
 """Experiments are named `maeflow/<stage>`."""
 PARAM_LIMIT = 6000
 """Characters beyond which MLflow cuts a parameter off; the recipe is an artifact as well."""
+KEY = "maeflow.key"
+"""Tag under which a run of a flow is found again when the flow is retried."""
 MODE = "?workflowType=machine_learning"
 """Without it MLflow's pages open in another mode."""
 
@@ -50,12 +53,46 @@ def experiment(client: Any, home: Path, stage: str) -> str:
     return str(found.experiment_id)
 
 
+def make_experiments(home: Path) -> None:
+    """Make the experiments of all stages, with their artifacts in the home.
+
+    Made through a server, they would have an address of that server in place of a folder, and runs without it would
+    find no artifacts.
+    """
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=store_uri(home))
+    for stage in (*STAGES, "pipeline"):
+        if client.get_experiment_by_name(PREFIX + stage) is None:
+            place = (home / "mlartifacts" / stage).as_uri()
+            client.create_experiment(PREFIX + stage, artifact_location=place)
+
+
 def start_run(client: Any, home: Path, stage: str, name: str, tags: Mapping[str, str]) -> str:
     """A new run, tagged with the process that feeds it; gives its id."""
     run = client.create_run(
         experiment(client, home, stage), run_name=name, tags={"maeflow.stage": stage, **_owner(), **tags}
     )
     return str(run.info.run_id)
+
+
+def find_run(client: Any, home: Path, stage: str, key: str) -> Any:
+    """The run that was started under ``key`` before, by a flow that was retried since; None if there is none."""
+    query = f"tags.`{KEY}` = '{key}'"
+    found = client.search_runs([experiment(client, home, stage)], filter_string=query, max_results=1)
+    return found[0] if found else None
+
+
+def reopen(client: Any, run_id: str) -> None:
+    """Have an ended run run again, fed by this process."""
+    set_tags(client, run_id, _owner())
+    client.update_run(run_id, status="RUNNING")
+
+
+def last_steps(client: Any, run: Any) -> dict[str, int]:
+    """The last step of each curve that MLflow has of a run."""
+    keys = run.data.metrics
+    return {key: max(point.step for point in client.get_metric_history(run.info.run_id, key)) for key in keys}
 
 
 def _owner() -> dict[str, str]:
@@ -121,3 +158,16 @@ def set_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
 def link(run_id: str, experiment_id: str) -> str:
     """Path of a run's page below the address of MLflow's user interface."""
     return f"#/experiments/{experiment_id}/runs/{run_id}{MODE}"
+
+
+def chart(experiment_id: str) -> str:
+    """Path of the page that plots all runs of an experiment beside each other."""
+    return f"#/experiments/{experiment_id}/runs{MODE}&compareRunsMode=CHART"
+
+
+def compare(run_ids: Sequence[str], experiment_id: str) -> str:
+    """Path of the page that compares some runs of an experiment."""
+    from urllib.parse import quote
+
+    runs, places = quote(json.dumps(list(run_ids))), quote(json.dumps([experiment_id]))
+    return f"#/compare-runs?runs={runs}&experiments={places}&workflowType=machine_learning"

@@ -1,27 +1,91 @@
-"""No dead run stays "running": MLflow runs whose process is gone are marked as killed."""
+"""No dead run stays "running": flows are known by their processes, and whoever finds one gone tells the servers.
 
+A flow that runs writes ``runs/flows/<flow run>.json`` in the home and removes it when it ends; a file whose process is
+no more is that of a run which was killed.
+"""
+
+import json
+import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from core.workspace import write_text
 from infra.mlflow_runs import PREFIX
 
+FOLDER = "runs/flows"
 CLOCK_SLACK = 1.0
 """Seconds by which two readings of a process's start may differ."""
 
 
+@dataclass(frozen=True)
+class FlowProcess:
+    """The process of a flow run."""
+
+    flow_run: str
+    host: str
+    pid: int
+    started: float
+    served: bool
+    """Whether a worker started it, not a person."""
+    file: Path
+
+    @property
+    def here(self) -> bool:
+        """Whether it ran on this machine."""
+        return self.host == socket.gethostname()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs; to be asked on its own machine."""
+        return process_alive(self.pid, self.started)
+
+
+def process_alive(pid: int, started: float) -> bool:
+    """Whether process ``pid``, created at ``started``, still runs."""
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < CLOCK_SLACK and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@contextmanager
+def registered(home: Path, flow_run: str | None, *, served: bool) -> Iterator[None]:
+    """Inside, this process is known to carry ``flow_run``."""
+    if flow_run is None:
+        yield
+        return
+    file = home / FOLDER / f"{flow_run}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    about = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    write_text(file, json.dumps({**about, "served": served}) + "\n")
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def flow_processes(home: Path) -> list[FlowProcess]:
+    """All flows that run, or were killed, and whose end nobody has told yet."""
+    found = []
+    for file in sorted((home / FOLDER).glob("*.json")):
+        try:
+            found.append(FlowProcess(flow_run=file.stem, file=file, **json.loads(file.read_text())))
+        except FileNotFoundError:  # It ended this moment.
+            continue
+    return found
+
+
 def kill_orphans(client: Any, home: Path) -> list[str]:
     """End the running MLflow runs of this host whose process is no more; gives their ids."""
-    experiments = client.search_experiments(filter_string=f"name LIKE '{PREFIX}%'")
-    if not experiments:
-        return []
-    runs = client.search_runs(
-        [found.experiment_id for found in experiments], filter_string="attributes.status = 'RUNNING'", max_results=1000
-    )
     ended = []
-    for run in runs:
+    for run in running(client):
         tags = run.data.tags
         if tags.get("maeflow.host") == socket.gethostname() and not _alive(tags):
             client.set_terminated(run.info.run_id, status="KILLED")
@@ -29,9 +93,17 @@ def kill_orphans(client: Any, home: Path) -> list[str]:
     return ended
 
 
+def running(client: Any) -> list[Any]:
+    """Our MLflow runs that count as running."""
+    experiments = client.search_experiments(filter_string=f"name LIKE '{PREFIX}%'")
+    if not experiments:
+        return []
+    places = [found.experiment_id for found in experiments]
+    return list(client.search_runs(places, filter_string="attributes.status = 'RUNNING'", max_results=1000))
+
+
 def _alive(tags: dict[str, str]) -> bool:
     try:
-        process = psutil.Process(int(tags["maeflow.pid"]))
-        return abs(process.create_time() - float(tags["maeflow.pid_started"])) < CLOCK_SLACK
-    except (psutil.NoSuchProcess, KeyError, ValueError):
+        return process_alive(int(tags["maeflow.pid"]), float(tags["maeflow.pid_started"]))
+    except (KeyError, ValueError):
         return False

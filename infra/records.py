@@ -33,6 +33,9 @@ class StageRun:
     run_id: str | None
     mirror: Mirror | None = None
     failure: str | None = None
+    experiment: str | None = None
+    settled: bool = False
+    """Whether it ended well before the flow was retried, and is left as it is."""
 
     def finish(self, record: Record, folder: Path) -> None:
         """Send what is left, the record and the artifacts, and end the run."""
@@ -61,7 +64,7 @@ class StageRun:
             self.failure = self.mirror.failure
 
     def _attempt(self, action: Callable[[], None]) -> None:
-        if self.run_id is None:
+        if self.run_id is None or self.settled:
             return
         try:
             action()
@@ -77,6 +80,8 @@ class RunRecords:
     recipe: Recipe
     tags: Mapping[str, str] = field(default_factory=dict)
     """Tags of all runs: links to the Prefect run, the commit."""
+    flow_run: str | None = None
+    """The flow run; one that is retried goes on in the runs it began."""
     client: Any = None
     pipeline_id: str | None = None
     failure: str | None = None
@@ -88,6 +93,11 @@ class RunRecords:
             self.client = runs.connect(self.home)
             kill_orphans(self.client, self.home)
             tags = {**self.tags, "maeflow.recipe_digest": recipe_digest(self.recipe)}
+            if earlier := self._earlier("pipeline", "pipeline"):
+                self.pipeline_id = str(earlier.info.run_id)
+                runs.reopen(self.client, self.pipeline_id)
+                return
+            tags |= self._key("pipeline")
             self.pipeline_id = runs.start_run(self.client, self.home, "pipeline", self.recipe.name, tags)
             values = self.recipe.model_dump(mode="json")
             runs.log_recipe(self.client, self.pipeline_id, values, GROUPS["pipeline"])
@@ -108,19 +118,56 @@ class RunRecords:
         if self.pipeline_id is None:
             return StageRun(self.client, None, failure=self.failure)
         try:
-            tags = self._stage_tags(stage, digest, reused=reused)
-            run_id = runs.start_run(self.client, self.home, stage, self.recipe.name, tags)
-            runs.log_recipe(self.client, run_id, values, GROUPS[stage])
-            for name, data_digest in data:
-                runs.log_dataset(self.client, run_id, name, data_digest, stage)
+            place = runs.experiment(self.client, self.home, stage)
+            earlier = self._earlier(stage, digest)
+            if earlier is not None and earlier.info.status == "FINISHED":
+                self.stages[stage] = str(earlier.info.run_id)
+                return StageRun(self.client, self.stages[stage], experiment=place, settled=True)
+            run_id = self._open(stage, digest, values, data, earlier, reused=reused)
+            mirror = self._mirror(run_id, folder, earlier)
         except Exception as error:  # noqa: BLE001 - tracking is best effort
             return StageRun(self.client, None, failure=_short(error))
         self.stages[stage] = run_id
+        # What another run has done is in its curves; what this very run did before it was retried is not all there yet.
+        if not reused or earlier is not None:
+            mirror.start()
+        return StageRun(self.client, run_id, mirror, experiment=place)
+
+    def _open(
+        self,
+        stage: str,
+        digest: str,
+        values: Mapping[str, Any],
+        data: Sequence[tuple[str, str]],
+        earlier: Any,
+        *,
+        reused: bool,
+    ) -> str:
+        """The id of the stage's run: the one begun before the flow was retried, or a new one."""
+        if earlier is not None:
+            runs.reopen(self.client, earlier.info.run_id)
+            return str(earlier.info.run_id)
+        tags = self._stage_tags(stage, digest, reused=reused) | self._key(digest)
+        run_id = runs.start_run(self.client, self.home, stage, self.recipe.name, tags)
+        runs.log_recipe(self.client, run_id, values, GROUPS[stage])
+        for name, data_digest in data:
+            runs.log_dataset(self.client, run_id, name, data_digest, stage)
+        return run_id
+
+    def _mirror(self, run_id: str, folder: StageFolder, earlier: Any) -> Mirror:
         state = self.home / "runs" / "mirror" / f"{run_id}.json"
         mirror = Mirror(self.client, run_id, lambda: folder.current, state)
-        if not reused:
-            mirror.start()
-        return StageRun(self.client, run_id, mirror)
+        if earlier is not None:
+            mirror.skip(runs.last_steps(self.client, earlier))
+        return mirror
+
+    def _key(self, what: str) -> dict[str, str]:
+        return {runs.KEY: f"{self.flow_run}/{what}"} if self.flow_run else {}
+
+    def _earlier(self, stage: str, what: str) -> Any:
+        if self.flow_run is None:
+            return None
+        return runs.find_run(self.client, self.home, stage, f"{self.flow_run}/{what}")
 
     def _stage_tags(self, stage: str, digest: str, *, reused: bool) -> dict[str, str]:
         tags = {

@@ -5,6 +5,15 @@ from pathlib import Path
 
 HOME_VARIABLE = "MAEFLOW_HOME"
 DEFAULT_HOME = ".maeflow"
+DEVICES_VARIABLE = "MAEFLOW_DEVICES"
+"""GPUs that runs on this machine may take, by number or identifier; default: what `nvidia-smi` shows."""
+ACCESS_VARIABLE = "MAEFLOW_ACCESS"
+"""``user:password`` for both servers, where it is not to be made up."""
+POOL_VARIABLE = "MAEFLOW_POOL"
+DEFAULT_POOL = "maeflow"
+"""Prefect's work pool for runs on this machine."""
+MLFLOW_PAGES_VARIABLE = "MAEFLOW_MLFLOW_URL"
+"""Address under which people reach MLflow's pages, where it is not the one that runs write to."""
 
 QUIET = {
     # No telemetry of Prefect or MLflow leaves the machine (MLflow wants `true`, not `1`).
@@ -22,6 +31,13 @@ QUIET = {
     # The default of 20 s is tight on a busy machine of two cores.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
     "PREFECT_CLI_PROMPT": "false",
+    # A worker looks for new runs every other second; by default it waits ten.
+    "PREFECT_WORKER_QUERY_SECONDS": "2",
+    # Slots are counted on disk: kept in memory, those of dead holders would stay taken when the server restarts.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    # MLflow's server would start a dozen further processes for jobs that nobody here submits.
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
 """Defaults set before Prefect or MLflow is imported; what the user has set stays."""
 
@@ -36,6 +52,11 @@ def tracking_uri(home: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home}/mlflow.db"
 
 
+def store_uri(home: Path) -> str:
+    """The database of MLflow's server: ``MLFLOW_BACKEND_STORE_URI``, else a SQLite file in the home."""
+    return os.environ.get("MLFLOW_BACKEND_STORE_URI") or f"sqlite:///{home}/mlflow.db"
+
+
 def artifact_root(home: Path) -> str | None:
     """Where new experiments keep artifacts; None leaves it to a tracking server of the user's own."""
     return None if os.environ.get("MLFLOW_TRACKING_URI") else (home / "mlartifacts").as_uri()
@@ -46,10 +67,26 @@ def debug() -> bool:
     return bool(os.environ.get("MAEFLOW_DEBUG"))
 
 
-def apply(home: Path, *, verbose: bool = False) -> None:
-    """Set defaults for this process and its children. Call it before Prefect or MLflow is imported."""
+def pool() -> str:
+    """The work pool that deployments go to."""
+    return os.environ.get(POOL_VARIABLE) or DEFAULT_POOL
+
+
+def mlflow_pages() -> str | None:
+    """Where people reach MLflow's pages; None where no server runs."""
+    named = os.environ.get(MLFLOW_PAGES_VARIABLE) or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    return named.rstrip("/") if named.startswith("http") else None
+
+
+def calm() -> None:
+    """Set the defaults of `QUIET`, as a process needs that a worker of somebody else's has started."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+
+
+def apply(home: Path, *, verbose: bool = False) -> None:
+    """Set defaults for this process and its children. Call it before Prefect or MLflow is imported."""
+    calm()
     os.environ[HOME_VARIABLE] = str(home)
     if not any(os.environ.get(name) for name in ("PREFECT_API_URL", "PREFECT_HOME")):
         os.environ["PREFECT_HOME"] = str(home / "prefect")

@@ -1,0 +1,33 @@
+"""Options that several commands of the command line share, and what each begins with."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+HomeOption = Annotated[
+    str | None, typer.Option("--home", help="Folder for everything; default MAEFLOW_HOME, or .maeflow.")
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a recipe value: key.key=value. Repeatable.")]
+LabelledOption = Annotated[
+    str | None, typer.Option("--labelled", help="Labelled data; default: those of the first --data.")
+]
+DataOption = Annotated[
+    list[str], typer.Option("--data", help="Raw data: folder, file, manifest or saved dataset; SRC=0.5 weighs it.")
+]
+RecipeArgument = Annotated[str, typer.Argument(help="A packaged recipe such as image/tiny, or a YAML file.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and Prefect's own log.")]
+
+
+def begin(home: str | None, *, debug: bool = False) -> Path:
+    """Settings of the process; the home folder, made if absent."""
+    from core.workspace import Home
+    from infra import settings
+
+    root = settings.home_folder(home)
+    if debug:
+        os.environ["MAEFLOW_DEBUG"] = "1"
+    settings.apply(root, verbose=debug)
+    Home.create(root)
+    return root

@@ -1,0 +1,161 @@
+"""``maeflow up``, ``status`` and ``worker``: the stack as people start it and look at it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from core.errors import StageError
+from infra import devices, settings, stack
+from infra.stack import Options, State, Supervisor, join
+
+READY_SECONDS = 240.0
+MODE = "?workflowType=machine_learning"
+
+
+def start(home: Path, options: Options, *, background: bool) -> None:
+    """Start the stack and stay with it, or leave it to a process in the background; say where it is.
+
+    Raises:
+        UserError: if a port is taken or the host needs a password.
+        StageError: if a server does not come up.
+    """
+    if background:
+        _in_background(home, options)
+        return
+    with stack.alone(home) as mine:
+        if not mine:
+            print("it runs already:")
+            _say(home, _wait_ready(home))
+            return
+        supervisor = Supervisor(
+            home, options, _tell, lambda: _prepare(home, options), lambda: _reconcile(home, options)
+        )
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: supervisor.stopping.set())
+        print("starting Prefect, MLflow and a worker ...", flush=True)
+        supervisor.announce = lambda: _up(home)
+        supervisor.run()
+        print("stopped", flush=True)
+
+
+def _up(home: Path) -> None:
+    state = State.read(home)
+    assert state is not None
+    _say(home, state)
+    print("Ctrl-C stops them; runs save first", flush=True)
+
+
+def _in_background(home: Path, options: Options) -> None:
+    state = State.read(home)
+    if state is None or not state.alive:
+        log = stack.log_file(home, "up")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        where = options.addresses
+        command = [sys.executable, "-P", "-m", "flows.cli", "up", "--home", str(home), "--host", where.host]
+        command += ["--prefect-port", str(where.prefect), "--mlflow-port", str(where.mlflow), "--pool", options.pool]
+        command += ["--auth"] if options.protected else []
+        command += ["--limit", str(options.limit)] if options.limit is not None else []
+        with log.open("wb") as out:
+            started = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        print("starting Prefect, MLflow and a worker ...", flush=True)
+        _say(home, _wait_ready(home, started, log))
+    else:
+        print("it runs already:")
+        _say(home, _wait_ready(home))
+
+
+def _wait_ready(home: Path, process: "subprocess.Popen[bytes] | None" = None, log: Path | None = None) -> State:
+    end = time.monotonic() + READY_SECONDS
+    while time.monotonic() < end:
+        state = State.read(home)
+        if state is not None and state.ready and state.alive:
+            return state
+        if process is not None and process.poll() is not None:
+            said = log.read_text(errors="replace") if log else ""
+            raise StageError(said.strip().rpartition("error: ")[2] or "it ended without a word")
+        time.sleep(0.2)
+    raise StageError(f"it is not up after {READY_SECONDS:.0f} s; its logs are in {home / 'stack'}")
+
+
+def _say(home: Path, state: State) -> None:
+    print(f"  Prefect   {state.addresses.prefect_url}   deployments, runs, logs")
+    print(f"  MLflow    {state.addresses.mlflow_url}/{MODE}   curves, comparisons, models")
+    print(f"  logs      {home / 'stack'}")
+    if state.protected:
+        print("  password  `maeflow access` shows it")
+    print("next:  maeflow deploy", flush=True)
+
+
+def _tell(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def _prepare(home: Path, options: Options) -> None:
+    """What both servers have to hold before the first run."""
+    from infra.mlflow_runs import make_experiments
+    from infra.orchestrator import set_up
+
+    make_experiments(home)
+    set_up(options.pool, len(devices.device_names()))
+
+
+def _reconcile(home: Path, options: Options) -> None:
+    from infra.orchestrator import reconcile_all
+
+    reconcile_all(home, options.pool)
+
+
+def show(home: Path) -> bool:
+    """Print what runs; whether all of it does."""
+    state = State.read(home)
+    if state is None or not (state.alive or any(state.running.values())):
+        print(f"nothing runs for {home}; `maeflow up` starts it")
+        return False
+    for name, runs in {"supervisor": state.alive, **state.running}.items():
+        print(f"{'ok  ' if runs else 'DOWN'} {name:12s} {_where(state, name)}")
+    if not state.alive:
+        print("nobody watches over it; `maeflow up` takes it over, `maeflow down` ends it")
+    join(home)
+    _show_runs()
+    return state.alive and all(state.running.values())
+
+
+def _where(state: State, name: str) -> str:
+    return {"prefect": state.addresses.prefect_url, "mlflow": state.addresses.mlflow_url}.get(name, "")
+
+
+def _show_runs() -> None:
+    from infra.orchestrator import unfinished
+
+    try:
+        runs = unfinished()
+    except Exception as error:  # noqa: BLE001 - a server that does not answer is a finding
+        print(f"DOWN prefect      does not answer ({type(error).__name__})")
+        return
+    for state, name, since in runs:
+        print(f"     {state:12s} {name}, since {since}")
+    if not runs:
+        print("     no run is waiting or running")
+
+
+def work(home: Path, pool: str, limit: int | None) -> None:
+    """Become a worker of the servers that the environment names, or of this home's.
+
+    Raises:
+        UserError: if there are none.
+    """
+    from infra import services
+
+    stack.join_or_refuse(home)
+    from infra.orchestrator import set_up
+
+    set_up(pool, len(devices.device_names()))
+    service = services.worker(home, {}, pool, limit)
+    os.environ.update(service.environment)
+    os.environ.pop(settings.ACCESS_VARIABLE, None)
+    os.execv(service.command[0], service.command)  # noqa: S606 - our own Python, without a shell

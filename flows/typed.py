@@ -1,0 +1,152 @@
+"""Flows with one modality's own settings as parameters: what forms show, and what is checked before anything runs.
+
+``flows.typed.image`` is the pipeline for images and ``flows.typed.image_pretrain`` its second stage, for whatever
+modalities are installed; deployments name them so.
+"""
+
+import inspect
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import Flow
+from pydantic import Field
+
+from core.config import Config, Recipe
+from core.data.private import TOKEN
+from core.recipes import recipe_class, resolve
+from core.registry import entries, plugin_info
+from core.request import STAGES, StageName
+from flows.privacy import discretion
+from flows.sources import DataSource
+from infra import settings
+
+PRIVATE = rf"^{TOKEN}[0-9a-f]+$"
+FOLDER = "its folder in the home, or the 16 digits that name it"
+INPUTS: dict[StageName, dict[str, str]] = {
+    "prepare": {"source": "Raw data: a folder, a manifest, or a dataset saved by Hugging Face datasets."},
+    "pretrain": {
+        "prepared": f"Prepared data to learn from: {FOLDER}.",
+        "labelled": "Labelled prepared data, whose test items are kept out; by default those of the former.",
+    },
+    "finetune": {
+        "encoder": f"The pretrained encoder: {FOLDER}.",
+        "labelled": "Labelled prepared data to tune on; by default those the encoder has learnt from.",
+    },
+    "evaluate": {
+        "tuned": f"The tuned model: {FOLDER}.",
+        "labelled": "Labelled prepared data to test on; by default those the model was tuned on.",
+    },
+}
+"""What each stage starts from, and the text of its field."""
+
+
+class PrivateSource(DataSource):
+    """A source whose path may tell who somebody is."""
+
+    path: Annotated[str, Field(pattern=PRIVATE)]
+    """The source's public name; `maeflow source MODALITY PATH` gives it."""
+
+
+def pipeline_flow(modality: str) -> "Flow[..., dict[str, Any]]":
+    """The pipeline for one modality.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    from flows.pipeline import run
+
+    private = plugin_info(modality).private
+    text: Any = Annotated[str, Field(pattern=PRIVATE)] if private else str
+    inputs = {
+        "sources": (list[PrivateSource] if private else list[DataSource], ..., "Raw data to pretrain on."),
+        "labelled": (text | None, None, "Labelled data to fine-tune on and to test with; by default the first source."),
+    }
+
+    def body(**given: Any) -> dict[str, Any]:
+        sources, labelled = given.pop("sources"), given.pop("labelled")
+        with discretion(modality):
+            return run(_recipe(modality, given), sources, labelled, served_home())
+
+    return _flow(modality, None, body, inputs, f"Prepare, pretrain, fine-tune and evaluate ({modality}).")
+
+
+def stage_flow(modality: str, stage: StageName) -> "Flow[..., dict[str, Any]]":
+    """One stage for one modality, from the folders of those before it.
+
+    Raises:
+        UserError: if the modality is not installed.
+    """
+    from flows.running import run_one_stage
+
+    private = plugin_info(modality).private
+    inputs: dict[str, Any] = {}
+    for name, about in INPUTS[stage].items():
+        pattern = PRIVATE if name == "source" else r"(^|/)[0-9a-f]{16}(/record\.json)?$"
+        text: Any = Annotated[str, Field(pattern=pattern)] if private else str
+        inputs[name] = (text | None, None, about) if name == "labelled" else (text, ..., about)
+
+    def body(**given: Any) -> dict[str, Any]:
+        wanted = {name: given.pop(name) for name in INPUTS[stage]}
+        with discretion(modality):
+            return run_one_stage(stage, _recipe(modality, given), served_home(), wanted)
+
+    return _flow(modality, stage, body, inputs, f"Stage {stage} ({modality}), from the folders of those before it.")
+
+
+def served_home() -> Path:
+    """The home of this process, which runs in a folder of Prefect's choice."""
+    return settings.home_folder()
+
+
+def _recipe(modality: str, given: dict[str, Any]) -> Recipe:
+    values = {name: v.model_dump(mode="json") if isinstance(v, Config) else v for name, v in given.items()}
+    return resolve({"modality": modality, **values}, "of the flow")
+
+
+def _flow(
+    modality: str, stage: StageName | None, body: Any, inputs: dict[str, tuple[Any, Any, str]], about: str
+) -> "Flow[..., dict[str, Any]]":
+    """A flow whose parameters are ``inputs`` and the groups of the modality's recipes."""
+    fields = {name: f for name, f in recipe_class(modality).model_fields.items() if name != "modality"}
+    order = sorted(fields, key=lambda name: (name != "name", name != stage, name != "data"))
+    parameters = [_parameter(name, kind, default) for name, (kind, default, _) in inputs.items()]
+    for name in order:
+        field = fields[name]
+        default = ... if field.is_required() else field.get_default(call_default_factory=True)
+        parameters.append(_parameter(name, field.annotation, default))
+    help_ = {name: text for name, (_, _, text) in inputs.items()}
+    help_ |= {
+        name: " ".join((fields[name].description or Recipe.model_fields[name].description or "").split())
+        for name in order
+    }
+    body.__signature__ = inspect.Signature(parameters)
+    body.__doc__ = "\n".join([about, "", "Args:", *(f"    {name}: {text}" for name, text in help_.items())])
+    body.__name__ = body.__qualname__ = modality if stage is None else f"{modality}_{stage}"
+    body.__module__ = __name__
+    title = modality if stage is None else f"{modality}-{stage}"
+    run_name = "{name}" if stage is None else f"{{name}} {stage}"
+    return Flow(body, name=title, flow_run_name=run_name, description=about, validate_parameters=True)
+
+
+def _parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:
+    empty = inspect.Parameter.empty
+    given = empty if default is ... else default
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=given, annotation=kind)
+
+
+@cache
+def _named(name: str) -> "Flow[..., dict[str, Any]]":
+    if name in entries():
+        return pipeline_flow(name)
+    modality, _, stage = name.rpartition("_")
+    for known in STAGES:
+        if stage == known and modality in entries():
+            return stage_flow(modality, known)
+    raise AttributeError(f"module {__name__} has no flow {name!r}: no such modality is installed")
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return _named(name)

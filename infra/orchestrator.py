@@ -1,0 +1,182 @@
+"""What maeflow keeps in Prefect beside deployments: the work pool, slots for GPUs, and rules against dead runs."""
+
+import asyncio
+import socket
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.automations import Automation
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.states import Cancelled, Crashed
+
+from infra import reconcile
+from infra.mlflow_runs import connect
+
+HEARTBEAT = "maeflow: end runs without a heartbeat"
+WITHIN = timedelta(seconds=95)
+"""Three heartbeats and some; less has been seen to end runs that live."""
+PENDING = timedelta(minutes=3)
+"""A run that a worker took and whose process has not begun by then never will."""
+AGAIN = "what it did is saved: retry it, or trigger it again, and it goes on from there"
+LIVE = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+
+
+def client() -> SyncPrefectClient:
+    """A client of the server that the environment names."""
+    return get_client(sync_client=True)
+
+
+def slot_name(host: str | None = None) -> str:
+    """The concurrency limit that counts the GPUs of a machine."""
+    return f"maeflow-gpu-{host or socket.gethostname()}"
+
+
+def set_up(pool: str, devices: int) -> None:
+    """Make what is not there yet; calling it again changes nothing."""
+    with client() as prefect:
+        ensure_pool(prefect, pool)
+        ensure_slots(prefect, devices)
+    _ensure_heartbeat_rule()
+
+
+def ensure_pool(prefect: SyncPrefectClient, pool: str) -> None:
+    """A work pool whose workers start processes; one that is there already, of whatever type, stays as it is."""
+    from prefect.workers.process import ProcessWorker
+
+    try:
+        prefect.read_work_pool(pool)
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        wanted = WorkPoolCreate(name=pool, type="process", base_job_template=template, description="maeflow's runs")
+        try:
+            prefect.create_work_pool(wanted)
+        except ObjectAlreadyExists:  # Another worker was quicker.
+            return
+
+
+def ensure_slots(prefect: SyncPrefectClient, devices: int) -> None:
+    """As many slots as this machine has GPUs; none is asked for where there are none."""
+    name = slot_name()
+    try:
+        found = prefect.read_global_concurrency_limit_by_name(name)
+    except ObjectNotFound:
+        if devices:
+            prefect.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=devices))
+        return
+    if not devices:
+        prefect.delete_global_concurrency_limit_by_name(name)
+    elif found.limit != devices:
+        prefect.upsert_global_concurrency_limit_by_name(name, devices)
+
+
+def _ensure_heartbeat_rule() -> None:
+    """Prefect tells nobody when a machine goes away with its worker: silence is the sign."""
+    if asyncio.run(_rule_exists()):
+        return
+    ended = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+    trigger = EventTrigger(
+        after={"prefect.flow-run.heartbeat"},
+        expect={"prefect.flow-run.heartbeat", *ended},
+        match={"prefect.resource.id": ["prefect.flow-run.*"]},
+        for_each={"prefect.resource.id"},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=WITHIN,
+    )
+    message = f"its process gave no sign of life for {WITHIN.seconds} s; {AGAIN}"
+    rule = Automation(
+        name=HEARTBEAT,
+        description="Ends a run as crashed when its machine or its worker is gone.",
+        trigger=trigger,
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=message)],
+    )
+    asyncio.run(rule.acreate())
+
+
+async def _rule_exists() -> bool:
+    async with get_client() as prefect:
+        return bool(await prefect.read_automations_by_name(HEARTBEAT))
+
+
+def reconcile_all(home: Path, pool: str) -> None:
+    """Tell both servers of runs that ended without telling."""
+    with client() as prefect:
+        _end_dead_flows(prefect, home)
+        _end_never_begun(prefect, pool)
+        mlflow = connect(home)
+        reconcile.kill_orphans(mlflow, home)
+        _end_elsewhere(prefect, mlflow)
+
+
+def _end_dead_flows(prefect: SyncPrefectClient, home: Path) -> None:
+    for process in reconcile.flow_processes(home):
+        if not process.here or process.alive:
+            continue
+        try:
+            run = prefect.read_flow_run(UUID(process.flow_run))
+        except ObjectNotFound:  # It ran without this server.
+            process.file.unlink(missing_ok=True)
+            continue
+        _end(prefect, run, f"its process {process.pid} on {process.host} is gone; {AGAIN}")
+        process.file.unlink(missing_ok=True)
+
+
+def _end_never_begun(prefect: SyncPrefectClient, pool: str) -> None:
+    waiting = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PENDING])))
+    where = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
+    for run in prefect.read_flow_runs(flow_run_filter=waiting, work_pool_filter=where):
+        if run.state is not None and datetime.now(UTC) - run.state.timestamp > PENDING:
+            _end(prefect, run, "a worker took it and ended before it began; trigger it again")
+
+
+def _end(prefect: SyncPrefectClient, run: FlowRun, why: str) -> None:
+    """The end of a run that should have had one."""
+    if run.state is None or run.state.type not in LIVE:
+        return
+    state: Any = Cancelled(message=why) if run.state.type == StateType.CANCELLING else Crashed(message=why)
+    prefect.set_flow_run_state(run.id, state, force=True)
+
+
+def _end_elsewhere(prefect: SyncPrefectClient, mlflow: Any) -> None:
+    """MLflow runs of flows on other machines, by what Prefect knows of them."""
+    runs = [run for run in reconcile.running(mlflow) if run.data.tags.get("maeflow.host") != socket.gethostname()]
+    ended = _ended(prefect, [run.data.tags.get("prefect.flow_run_id", "") for run in runs])
+    for run in runs:
+        if run.data.tags.get("prefect.flow_run_id") in ended:
+            mlflow.set_terminated(run.info.run_id, status="KILLED")
+
+
+def _ended(prefect: SyncPrefectClient, flow_runs: Iterable[str]) -> set[str]:
+    wanted = [UUID(one) for one in set(flow_runs) if one]
+    if not wanted:
+        return set()
+    found = prefect.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=wanted)))
+    return {str(run.id) for run in found if run.state is not None and run.state.is_final()}
+
+
+def unfinished() -> list[tuple[str, str, str]]:
+    """State, name and time of the runs that wait or work, newest first."""
+    states = FlowRunFilterState(type=FlowRunFilterStateType(any_=[*LIVE, StateType.SCHEDULED]))
+    with client() as prefect:
+        found = prefect.read_flow_runs(flow_run_filter=FlowRunFilter(state=states), limit=20)
+    now = datetime.now(UTC)
+    due = [run for run in found if run.state and (run.expected_start_time or now) < now + timedelta(minutes=1)]
+    return [
+        (run.state_name or "", run.name, f"{run.state.timestamp.astimezone():%H:%M:%S}") for run in due if run.state
+    ]
