@@ -27,7 +27,7 @@ from core.processes import rank_here
 from core.recipes import resolve
 from core.records import AnyRecord, PreparedData, PretrainedEncoder, R, TunedModel, read_record, write_record
 from core.request import StageRequest
-from core.stopping import listen
+from core.stopping import heard, listen
 from core.tracking import JsonlTracker, NullTracker, Tracker
 from core.workspace import Home, StageFolder, write_text
 
@@ -50,11 +50,14 @@ def main(arguments: list[str]) -> int:
     rank = rank_here()
     if rank is None:
         return serve(Path(arguments[0]), run)
-    out = os.dup(1)
-    os.write(out, f"process: {rank} {os.getpid()}\n".encode())
-    code = serve(Path(arguments[0]), run)
-    os.write(out, f"ended: {rank} {code}\n".encode())
-    os._exit(code)  # Libraries that talk to other processes may wait for one that is gone.
+    out, code = os.dup(1), LOST
+    try:
+        os.write(out, f"process: {rank} {os.getpid()}\n".encode())
+        code = serve(Path(arguments[0]), run)
+    finally:
+        with suppress(OSError):  # Nobody may be left to hear it.
+            os.write(out, f"ended: {rank} {code}\n".encode())
+        os._exit(code)  # Libraries that talk to other processes may wait for one that is gone.
 
 
 def serve(file: Path, work: Callable[[StageRequest, threading.Event, Say], None]) -> int:
@@ -71,16 +74,21 @@ def serve(file: Path, work: Callable[[StageRequest, threading.Event, Say], None]
             say.alone()
         work(request, stop, say)
     except (Stopped, InterruptedError) as saved:
-        say(f"stopped: {saved or 'while waiting'}")
+        if not rank_here():  # One speaks for all.
+            say(f"stopped: {saved or 'while waiting'}")
         return STOPPED
     except Exception as error:  # noqa: BLE001 - the last line of defence: one clear line, the rest in the log
         if disk_full(error):
             return _complain(error, f"the disk of {home} is full; make room and run it again", FULL, say)
+        if isinstance(error, PeerLost):
+            say(f"lost: {error}")
+            return LOST
         if isinstance(error, (UserError, StageError)):
-            code = WRONG if isinstance(error, UserError) else LOST if isinstance(error, PeerLost) else FAILED
-            return _complain(error, str(error), code, say)
+            return _complain(error, str(error), WRONG if isinstance(error, UserError) else FAILED, say)
         text = discreet(error) if private else f"{type(error).__name__}: {error}"
         return _complain(error, text, FAILED, say, trace=not private)
+    finally:
+        heard()
     return DONE
 
 

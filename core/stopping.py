@@ -35,6 +35,12 @@ def listen(stop: threading.Event) -> None:
         threading.Thread(target=_until_orphaned, args=(os.getppid(), stop), daemon=True).start()
 
 
+def heard() -> None:
+    """From now on requests to stop change nothing: the work is over, and how it ended is to be told undisturbed."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _hear(ears: int, stop: threading.Event) -> None:
     while heard := os.read(ears, 64):
         if {signal.SIGTERM, signal.SIGINT} & set(heard):

@@ -356,7 +356,8 @@ def _raise_for(code: int, lines: list[str], request: StageRequest) -> None:
     if code == DONE:
         return
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    last = [] if request.private else lines[-5:]  # Other lines may quote names and contents.
+    lost = [line.removeprefix("lost: ") for line in lines if line.startswith("lost: ")]
+    last = lost or ([] if request.private else lines[-5:])  # Other lines may quote names and contents.
     message = "\n".join(dict.fromkeys(said or last)) or "it said nothing"  # Several processes say one thing.
     if code == WRONG:
         raise UserError(message)

@@ -1,16 +1,20 @@
 """The training loop: exact resume, accumulation, schedules, and no waiting for the device."""
 
-import json
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from core.config import ComputeConfig, DecoderConfig, ModelConfig, PretrainConfig, TrainConfig
 from core.data.loading import MicroBatch, MicroBatches, Part, Stream, TrainViews
-from core.errors import StageError, Stopped
+from core.errors import StageError, Stopped, UserError
 from core.modality import Batch, Modality, Record, Sample, SampleBatch, Stats
 from core.model.mae import MaskedAutoencoder
 from core.model.masking import sampler
@@ -18,8 +22,12 @@ from core.model.objective import MaskedObjective
 from core.model.patches import PatchSpec
 from core.tracking import JsonlTracker
 from core.training import checkpoint
+from core.training.distributed import World
 from core.training.optim import Schedule, layer_of, parameter_groups, schedule
 from core.training.trainer import BEST_FILE, Best, Job, Trainer
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from event_curves import curves
 
 SPEC = PatchSpec(2, (16,), (2,))
 MODEL = ModelConfig(width=32, depth=2, heads=2, decoder=DecoderConfig(width=16, depth=1, heads=2))
@@ -62,7 +70,9 @@ class Memory:
         return [Record(f"r{i}", self.data[i].tobytes(), "raw", (2, 16), "float32", int(i) % 3) for i in ids]
 
 
-def trainer(folder, *, should_stop=lambda: False, evaluate=lambda _: {}, best=None, compute=None, **settings):
+def trainer(
+    folder, *, should_stop=lambda: False, evaluate=lambda _: {}, best=None, compute=None, world=World(), **settings
+):
     config = PretrainConfig(
         **{"epochs": 6, "warmup_epochs": 1, "batch": 8, "base_lr": 0.05, "drop_path": 0.3} | settings
     )
@@ -87,22 +97,13 @@ def trainer(folder, *, should_stop=lambda: False, evaluate=lambda _: {}, best=No
         should_stop=should_stop,
         evaluate=evaluate,
         best=best,
+        world=world,
     )
     return Trainer(objective, parameter_groups(objective.named_parameters(), config.weight_decay), job)
 
 
 def views():
     return TrainViews([Memory()], Stream([Part(np.arange(20))], 3), Signals(None), 3, None)
-
-
-def curves(folder):
-    """Every metric by (key, step), as a reader of the log sees them after all rewinds, timings aside."""
-    values = {}
-    for line in (folder / "events.jsonl").read_text().splitlines():
-        event = json.loads(line)
-        if event["kind"] == "metrics":
-            values |= {(k, event["step"]): v for k, v in event["values"].items() if not k.startswith("perf/")}
-    return values
 
 
 def test_interrupted_training_ends_bit_identical(tmp_path):
@@ -292,6 +293,39 @@ def test_processes_divide_the_micro_batches_of_a_step_among_them():
     halves = [list(MicroBatches(2, 4, 16, 4, rank, 2)) for rank in (0, 1)]
     assert sorted(sum(halves, []), key=lambda m: (m.step, m.index)) == every
     assert every[0] == MicroBatch(2, 0, 32, 4)
+
+
+def test_a_step_that_processes_cannot_share_is_refused_with_the_setting_to_change(tmp_path):
+    with pytest.raises(UserError, match=r"2 processes cannot share the 1 .* set pretrain.micro_batch .*\(4, say\)"):
+        trainer(tmp_path, world=World(rank=0, size=2))
+
+
+def test_loaders_hear_no_signals_and_die_with_their_process(tmp_path):
+    code = f"""
+        import os, sys, time
+        sys.path[:0] = [{str(Path(__file__).parent)!r}]
+        import psutil
+        from core.data.loading import MicroBatches, signals_held, train_loader
+        from test_trainer import views
+        with signals_held():
+            loader = iter(train_loader(views(), MicroBatches(0, 10**9, 8, 8), 2, pin=False))
+        next(loader)
+        for child in psutil.Process().children():
+            child.terminate()
+            child.send_signal(2)
+            print(child.pid, flush=True)
+        for _ in range(20):
+            next(loader)
+        print("goes on", flush=True)
+        time.sleep(60)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+    workers = [psutil.Process(int(process.stdout.readline())) for _ in range(2)]
+    assert process.stdout.readline() == "goes on\n"
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_schedule_warms_up_and_falls_to_its_floor():
