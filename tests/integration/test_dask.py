@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
 from fanning import compare
 from leaks import find
 from test_private_sources import NEEDLES, folders, packages  # noqa: F401 - a fixture among them
