@@ -1,5 +1,6 @@
 """Shards that a Dask cluster writes are those of one process: whoever is killed on the way, and without a name told."""
 
+import json
 import os
 import signal
 import subprocess
@@ -137,6 +138,35 @@ def test_nobody_outlives_the_flow(digits, alone, tmp_path, number):
     assert process.returncode != 0
     again = start(home, "image/tiny", digits)
     assert compare(alone, done(again))[1] == []
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A scheduler and a worker that somebody else has started: (address, the worker's process)."""
+    dask, file = str(Path(sys.executable).with_name("dask")), tmp_path / "scheduler.json"
+    common = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(file)]
+    scheduler = subprocess.Popen([dask, "scheduler", "--port", "0", *common], stderr=subprocess.DEVNULL)
+    worker = subprocess.Popen([dask, "worker", "--nthreads", "2", *common], stderr=subprocess.DEVNULL, cwd=TESTS.parent)
+    yield wait_for(lambda: file.exists() and file.read_text()) and json.loads(file.read_text())["address"], worker
+    for process in (worker, scheduler):
+        process.terminate()
+        process.wait(30)
+
+
+def test_somebody_elses_cluster_is_left_without_a_process_and_gives_the_same_bytes(cluster, digits, alone, tmp_path):
+    address, worker = cluster
+    process = start(tmp_path / "home", "image/tiny", digits, f"compute.dask={address}")
+    units = wait_for(lambda: writers(worker))
+    process.send_signal(signal.SIGINT)
+    assert psutil.wait_procs(units, timeout=20)[1] == []
+    process.wait(30)
+    time.sleep(1)
+    assert writers(worker) == []  # What was waiting there is not begun.
+    assert worker.poll() is None
+    process = start(tmp_path / "home", "image/tiny", digits, f"compute.dask={address}")
+    assert compare(alone, done(process))[1] == []
+    assert "shards written" in done.said
+    assert "note:" not in done.said
 
 
 def test_a_private_source_leaks_nothing(packages, tmp_path):  # noqa: F811 - the fixture
