@@ -16,6 +16,7 @@ from flows import console, reports, stages
 from flows.privacy import refuse_paths
 from flows.sources import DataSource
 from infra import settings
+from infra.output import outlive_readers
 from infra.reconcile import registered
 from infra.records import RunRecords
 from infra.watchdog import guard_children
@@ -47,6 +48,8 @@ def open_context(recipe: Recipe, home: Path) -> Iterator[stages.Context]:
     settings.calm()
     guard_children("prefect.server")
     served = deployment.id is not None
+    if served:
+        outlive_readers()
     records = RunRecords(home, recipe, _links(), flow_run=_flow_run_id())
     context = stages.Context(Home.create(home), recipe, records, served=served)
     with registered(home, records.flow_run, served=served), console.for_flow(served=served):
