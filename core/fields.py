@@ -22,7 +22,14 @@ def training_only(default: Any, **constraints: Any) -> Any:
 class Config(BaseModel):
     """Base of every settings block: immutable, documented field by field, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        # Forms call a field what recipes and `--set` call it; some would show the class of a block in place of its name.
+        field_title_generator=lambda name, _: name,
+    )
 
 
 def check_rules(rules: Mapping[str, bool]) -> None:
