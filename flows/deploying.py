@@ -3,6 +3,7 @@
 Deployments that did not change are left alone: registering one again would drop the runs that wait for it.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.exceptions import ObjectNotFound
+from rich.progress import track as bar
 
 from core.config import Recipe
 from core.errors import UserError
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from prefect import Flow
 
 TAG = "maeflow"
+PAGE = 100
+"""Most deployments that Prefect lists at once."""
 EXAMPLE = CronSchedule(cron="0 2 * * *", timezone="UTC")
 """A schedule that every pipeline is given once, paused: for people to turn on or to change."""
 
@@ -78,13 +83,30 @@ def deploy(
     wanted = [one for name in recipes or available() for one in _of_recipe(home, name, data, labelled, pool)]
     with client() as prefect:
         ensure_pool(prefect, pool)
-        changes = [(_register(prefect, one), one) for one in wanted]
-        gone = [] if recipes else _gone(prefect, wanted)
+        there = registered(prefect)
+        changes = [
+            (_register(prefect, one, there.get(one.full_name)), one)
+            for one in bar(wanted, "registering", transient=True, disable=not sys.stdout.isatty())
+        ]
+        gone = [] if recipes else sorted(there.keys() - {one.full_name for one in wanted})
         if prune:
-            for name, identity in gone:
-                prefect.delete_deployment(identity)
+            for name in gone:
+                prefect.delete_deployment(there[name].id)
                 print(f"removed    {name}")
-    _tell(changes, [] if prune else [name for name, _ in gone])
+    _tell(changes, [] if prune else gone)
+
+
+def registered(prefect: SyncPrefectClient) -> dict[str, DeploymentResponse]:
+    """The deployments that were registered here, by ``FLOW/NAME``."""
+    ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
+    found: list[DeploymentResponse] = []
+    while page := prefect.read_deployments(deployment_filter=ours, limit=PAGE, offset=len(found)):
+        found += page
+    flows: dict[Any, str] = {}
+    for one in found:
+        if one.flow_id not in flows:
+            flows[one.flow_id] = prefect.read_flow(one.flow_id).name
+    return {f"{flows[one.flow_id]}/{one.name}": one for one in found}
 
 
 def _of_recipe(home: Path, name: str, data: Sequence[str], labelled: str | None, pool: str) -> list[Wanted]:
@@ -117,11 +139,9 @@ def _sources(home: Path, recipe: Recipe, data: Sequence[str], labelled: str | No
     return found
 
 
-def _register(prefect: SyncPrefectClient, wanted: Wanted) -> str:
+def _register(prefect: SyncPrefectClient, wanted: Wanted, found: DeploymentResponse | None) -> str:
     """Make or change a deployment; gives what was done."""
-    try:
-        found = prefect.read_deployment_by_name(wanted.full_name)
-    except ObjectNotFound:
+    if found is None:
         _create(prefect, wanted)
         return "new"
     if found.version == wanted.version:
@@ -156,21 +176,6 @@ def _create(prefect: SyncPrefectClient, wanted: Wanted) -> None:
         schedules=example,
         pull_steps=[],
     )
-
-
-def _gone(prefect: SyncPrefectClient, wanted: Sequence[Wanted]) -> list[tuple[str, Any]]:
-    """Deployments of ours whose recipe is not installed any more."""
-    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
-
-    ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
-    known, found, offset = {one.full_name for one in wanted}, [], 0
-    while page := prefect.read_deployments(deployment_filter=ours, limit=100, offset=offset):
-        offset += len(page)
-        for one in page:
-            name = f"{prefect.read_flow(one.flow_id).name}/{one.name}"
-            if name not in known:
-                found.append((name, one.id))
-    return found
 
 
 def _tell(changes: Sequence[tuple[str, Wanted]], gone: Sequence[str]) -> None:

@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from core.errors import StageError
-from infra import devices, settings, stack
+from infra import devices, stack
 from infra.stack import Options, State, Supervisor, join
 
 READY_SECONDS = 240.0
@@ -143,19 +145,28 @@ def _show_runs() -> None:
         print("     no run is waiting or running")
 
 
-def work(home: Path, pool: str, limit: int | None) -> None:
-    """Become a worker of the servers that the environment names, or of this home's.
+def work(home: Path, pool: str, limit: int | None) -> bool:
+    """Keep a worker for the servers that the environment names, or for this home's, until told to stop.
+
+    Gives whether it ended because it was told to.
 
     Raises:
-        UserError: if there are none.
+        UserError: if there are no servers.
     """
     from infra import services
 
     stack.join_or_refuse(home)
-    from infra.orchestrator import set_up
+    from infra.orchestrator import reconcile_all, set_up
 
     set_up(pool, len(devices.device_names()))
     service = services.worker(home, {}, pool, limit)
-    os.environ.update(service.environment)
-    os.environ.pop(settings.ACCESS_VARIABLE, None)
-    os.execv(service.command[0], service.command)  # noqa: S606 - our own Python, without a shell
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: stopping.set())
+    process = subprocess.Popen(service.command, env={**os.environ, **service.environment}, start_new_session=True)
+    handle = stack.Handle.of(process.pid)
+    while process.poll() is None and not stopping.wait(stack.RECONCILE_SECONDS):
+        with suppress(Exception):  # A server that is away; the next round finds it.
+            reconcile_all(home, pool)
+    stack.stop_all(home, {"worker": handle})
+    return stopping.is_set()

@@ -107,6 +107,10 @@ def prepare(source: str, role: str = "data") -> Outcome[PreparedData]:
         digest = digests.prepare_digest(context.recipe, listing(resolve_source(context.home, source)), secret)
     name = source if private else str(Path(source).absolute())
     request = _request(context, "prepare", digest, source=name)
+    if context.recipe.compute.dask is not None:
+        from flows.fanout import warm_shards  # Needs the extra `dask`.
+
+        warm_shards(context, request)
     return _run(context, request, PreparedData, title="prepare" if role == "data" else f"prepare {role}")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags, LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import LogSort
@@ -15,7 +15,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from core.errors import UserError
 from core.recipes import nearest, overridden
 from core.request import STAGES, StageName
-from flows.deploying import TAG
+from flows.deploying import registered
 from flows.privacy import discretion, refuse_strangers, source_name
 from flows.sources import weighted
 from infra.orchestrator import client
@@ -132,17 +132,9 @@ def _find(prefect: SyncPrefectClient, name: str) -> DeploymentResponse:
     try:
         return prefect.read_deployment_by_name(name)
     except (ObjectNotFound, ValueError):
-        ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG]))
-        known = [f"{prefect.read_flow(one.flow_id).name}/{one.name}" for one in _all(prefect, ours)]
+        known = registered(prefect)
         hint = nearest(name, known) if known else "; `maeflow deploy` registers them"
         raise UserError(f"there is no deployment {name!r}{hint}") from None
-
-
-def _all(prefect: SyncPrefectClient, wanted: DeploymentFilter) -> list[DeploymentResponse]:
-    found: list[DeploymentResponse] = []
-    while page := prefect.read_deployments(deployment_filter=wanted, limit=100, offset=len(found)):
-        found += page
-    return found
 
 
 def _detail(error: PrefectHTTPStatusError) -> str:

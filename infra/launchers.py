@@ -30,6 +30,7 @@ from core.config import ComputeConfig
 from core.errors import StageError, StageLost, StagePreempted, UserError, disk_full
 from core.request import StageRequest
 from core.workspace import write_text
+from infra.access import forget
 from infra.settings import debug
 
 DONE, FAILED, WRONG, STOPPED, FULL, LOST = range(6)
@@ -277,7 +278,7 @@ def follow(
         errors="replace",
         start_new_session=True,  # Ctrl-C in a terminal is for us; we then ask the stage to save.
         pass_fds=tuple(inherited),
-        env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+        env={**forget(os.environ), "PYTHONUNBUFFERED": "1", **environment},  # A stage speaks to no server.
     )
     lines: list[str] = []
     reader = threading.Thread(target=_relay, args=(process, lines, watch), daemon=True)

@@ -1,13 +1,16 @@
 """What maeflow keeps in Prefect beside deployments: the work pool, slots for GPUs, and rules against dead runs."""
 
 import asyncio
+import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
@@ -25,6 +28,7 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.states import Cancelled, Crashed
 
+from core.errors import StageError, UserError
 from infra import reconcile
 from infra.mlflow_runs import connect
 
@@ -37,9 +41,32 @@ AGAIN = "what it did is saved: retry it, or trigger it again, and it goes on fro
 LIVE = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 
 
-def client() -> SyncPrefectClient:
-    """A client of the server that the environment names."""
-    return get_client(sync_client=True)
+@contextmanager
+def client() -> Iterator[SyncPrefectClient]:
+    """A client of the server that the environment names.
+
+    Raises:
+        UserError: if the server asks for another password.
+        StageError: if it does not answer.
+    """
+    try:
+        with get_client(sync_client=True) as prefect:
+            yield prefect
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != httpx.codes.UNAUTHORIZED:
+            raise
+        raise UserError(
+            f"{_address()} asks for a password and did not take ours; set PREFECT_API_AUTH_STRING=user:password, and "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (`maeflow access` shows them where it runs)"
+        ) from None
+    except httpx.TransportError as error:
+        raise StageError(
+            f"{_address()} does not answer ({type(error).__name__}); is it up? see `maeflow status`"
+        ) from None
+
+
+def _address() -> str:
+    return f"Prefect's server at {os.environ.get('PREFECT_API_URL', '').removesuffix('/api')}"
 
 
 def slot_name(host: str | None = None) -> str:
