@@ -12,16 +12,19 @@ endif
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench constraints clean missing-environment
+.PHONY: help demo test test-long check format bench constraints clean missing-environment
 
 help: ## Show what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/|/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/|/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
 
 demo: $(RUN_STAMP) ## Digits from raw files to a report, in about ten minutes on two cores
 	$(BIN)/maeflow demo image
 
-test: $(DEV_STAMP) ## Run all tests
+test: $(DEV_STAMP) ## Run the tests
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-long: $(DEV_STAMP) ## Run the tests that `make test` leaves out because they take minutes
+	$(TEST_ENV) MAEFLOW_TEST_LONG=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m long
 
 check: $(DEV_STAMP) ## Format, lint, types, import contracts
 	$(BIN)/ruff format --check .

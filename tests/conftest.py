@@ -11,6 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 NETWORK = "MAEFLOW_TEST_NETWORK"
 """Set where tests may fetch packages."""
+LONG = "MAEFLOW_TEST_LONG"
+"""Set where there are minutes for tests of rare ground."""
 FIGURES = "house figures"
 """Property under which a test hands a line to the end of the run, also from a worker process."""
 FAULTS = "fault table"
@@ -33,6 +35,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "network" in item.keywords and not os.environ.get(NETWORK):
             item.add_marker(pytest.mark.skip(reason=f"needs a package registry; set {NETWORK}=1 to run it"))
+        if "long" in item.keywords and not os.environ.get(LONG):
+            item.add_marker(pytest.mark.skip(reason=f"takes minutes; set {LONG}=1 or call `make test-long` to run it"))
     waiting = [item for item in items if "gpu" in item.keywords]
     if not waiting:
         return
