@@ -4,13 +4,14 @@ import asyncio
 import os
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import httpx
+import psutil
 from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
@@ -37,6 +38,8 @@ WITHIN = timedelta(seconds=95)
 """Three heartbeats and some; less has been seen to end runs that live."""
 PENDING = timedelta(minutes=3)
 """A run that a worker took and whose process has not begun by then never will."""
+SAVE_SECONDS = 40.0
+"""How long a cancelled flow may take to have its stage saved, and to tell MLflow."""
 AGAIN = "what it did is saved: retry it, or trigger it again, and it goes on from there"
 LIVE = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 
@@ -145,6 +148,7 @@ def reconcile_all(home: Path, pool: str) -> None:
     """Tell both servers of runs that ended without telling."""
     with client() as prefect:
         _end_dead_flows(prefect, home)
+        _cancel_orphans(prefect, home)
         _end_never_begun(prefect, pool)
         mlflow = connect(home)
         reconcile.kill_orphans(mlflow, home)
@@ -162,6 +166,28 @@ def _end_dead_flows(prefect: SyncPrefectClient, home: Path) -> None:
             continue
         _end(prefect, run, f"its process {process.pid} on {process.host} is gone; {AGAIN}")
         process.file.unlink(missing_ok=True)
+
+
+def _cancel_orphans(prefect: SyncPrefectClient, home: Path) -> None:
+    """Cancel what people want cancelled and whose worker is gone: the next one knows nothing of its process."""
+    for process in reconcile.flow_processes(home):
+        if not (process.here and process.alive and process.orphaned):
+            continue
+        with suppress(ObjectNotFound):
+            run = prefect.read_flow_run(UUID(process.flow_run))
+            if run.state is not None and run.state.type == StateType.CANCELLING:
+                _end_process(process.pid)
+                prefect.set_flow_run_state(run.id, Cancelled(message=f"its worker was gone; {AGAIN}"), force=True)
+
+
+def _end_process(pid: int) -> None:
+    """Have a flow save and end; kill it when it does not."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        process.terminate()
+        with suppress(psutil.TimeoutExpired):
+            process.wait(SAVE_SECONDS)
+        process.kill()
 
 
 def _end_never_begun(prefect: SyncPrefectClient, pool: str) -> None:

@@ -34,6 +34,14 @@ class FlowProcess:
     served: bool
     """Whether a worker started it, not a person."""
     file: Path
+    parent: int = 0
+    """Who started it."""
+    parent_started: float = 0.0
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the worker that started it is gone, so that nobody would end it; to be asked on its own machine."""
+        return self.served and self.parent > 0 and not process_alive(self.parent, self.parent_started)
 
     @property
     def here(self) -> bool:
@@ -64,11 +72,16 @@ def registered(home: Path, flow_run: str | None, *, served: bool) -> Iterator[No
     file = home / FOLDER / f"{flow_run}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     about = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
-    write_text(file, json.dumps({**about, "served": served}) + "\n")
+    write_text(file, json.dumps({**about, "served": served, **_parent()}) + "\n")
     try:
         yield
     finally:
         file.unlink(missing_ok=True)
+
+
+def _parent() -> dict[str, float]:
+    parent = psutil.Process().parent()
+    return {"parent": parent.pid, "parent_started": parent.create_time()} if parent else {}
 
 
 def flow_processes(home: Path) -> list[FlowProcess]:

@@ -221,6 +221,8 @@ class Supervisor:
         """Start ``service`` unless it runs."""
         handle = self._handles.get(service.name)
         if handle is None or handle.process() is None:
+            if handle is not None and service.name != "worker":  # What a worker leaves are runs, which go on.
+                _end_left(handle)
             self._handles[service.name] = start(service, self.home)
             self._save()
 
@@ -310,6 +312,16 @@ def _end_runs(home: Path) -> None:
                 flows.append(psutil.Process(flow.pid))
                 flows[-1].terminate()
     psutil.wait_procs(flows, timeout=STOP_SECONDS)
+
+
+def _end_left(handle: Handle) -> None:
+    """Kill what a server that was killed has left behind, which would keep its port."""
+    if psutil.pid_exists(handle.pid):  # A new process has its number.
+        return
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(process.pid) == handle.pid:
+                process.kill()
 
 
 def _end(process: psutil.Process) -> None:

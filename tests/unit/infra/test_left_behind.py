@@ -1,0 +1,51 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+
+from infra import reconcile, stack
+
+PARENT = "import subprocess, sys, time; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); time.sleep(60)"
+
+
+def test_what_a_killed_server_leaves_behind_is_ended():
+    server = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    other = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        left = psutil.Process(int(server.stdout.readline()))
+        handle = stack.Handle.of(server.pid)
+        server.kill()
+        server.wait()
+        assert left.is_running()
+        stack._end_left(handle)
+        left.wait(10)
+        assert not left.is_running()
+        assert other.poll() is None
+    finally:
+        other.kill()
+        server.stdout.close()
+
+
+def test_a_flow_knows_when_its_worker_is_gone(tmp_path):
+    worker = subprocess.Popen(["sleep", "60"])
+    try:
+        with reconcile.registered(tmp_path, "run", served=True):
+            (own,) = reconcile.flow_processes(tmp_path)
+            assert own.alive
+            assert not own.orphaned
+            about = json.loads(own.file.read_text())
+            parent = {"parent": worker.pid, "parent_started": psutil.Process(worker.pid).create_time()}
+            own.file.write_text(json.dumps(about | parent))
+            assert not reconcile.flow_processes(tmp_path)[0].orphaned
+            os.kill(worker.pid, signal.SIGKILL)
+            worker.wait()
+            assert reconcile.flow_processes(tmp_path)[0].orphaned
+            assert reconcile.flow_processes(tmp_path)[0].alive
+            own.file.write_text(json.dumps(about | parent | {"served": False}))
+            assert not reconcile.flow_processes(tmp_path)[0].orphaned
+    finally:
+        worker.kill()
+    assert not reconcile.flow_processes(tmp_path)
