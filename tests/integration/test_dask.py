@@ -1,18 +1,30 @@
 """Shards that a Dask cluster writes are those of one process: whoever is killed on the way, and without a name told."""
 
+import importlib.machinery
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import dask
 import numpy as np
 import psutil
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+
+from core import launch, recipes
+from core.data.sources import listing
+from core.digests import prepare_digest
+from core.errors import UserError
+from core.request import StageRequest
+from core.workspace import Home
+from flows import console, fanout
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
@@ -40,9 +52,17 @@ def digits(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(digits, tmp_path_factory):
-    """What one process makes of them."""
-    home = tmp_path_factory.mktemp("alone") / "home"
-    return done(start(home, "image/tiny", digits))
+    """What one process makes of them, without a flow."""
+    home, request = preparation(tmp_path_factory.mktemp("alone") / "home", digits)
+    launch.run(request, threading.Event(), lambda _: None)
+    return home.stage("prepare", request.digest).final
+
+
+def preparation(root, source, *sets):
+    """A home, and the request to prepare ``source`` in it."""
+    recipe, source = recipes.load("image/tiny", [*SETS, *sets]), str(source)
+    digest, values = prepare_digest(recipe, listing(source)), recipe.model_dump(mode="json")
+    return Home.create(root), StageRequest(stage="prepare", home=str(root), digest=digest, recipe=values, source=source)
 
 
 def start(home, recipe, source, *sets, **variables):
@@ -90,24 +110,14 @@ def shards(home):
     return list((home / "prepared" / "shards").glob("*.json"))
 
 
-def test_a_cluster_of_two_workers_gives_the_same_bytes(digits, alone, tmp_path):
-    process = start(tmp_path / "home", "image/tiny", digits, "compute.dask=local:2")
+def test_two_workers_give_the_same_bytes_even_if_one_of_them_is_killed(digits, alone, tmp_path):
+    home = tmp_path / "home"
+    process = start(home, "image/tiny", digits, "compute.dask=local:2")
     wait_for(lambda: writers(process))
     open_at = [c.laddr.ip for p in [psutil.Process(process.pid), *family(process)] for c in p.net_connections("inet")
                if c.status == psutil.CONN_LISTEN]  # fmt: skip
     assert set(open_at) == {"127.0.0.1"}
     assert sum("prefect.server" in " ".join(command(p)) for p in family(process)) == 1  # None of the workers' own.
-    folder = done(process)
-    assert f"{UNITS} of {UNITS} shards written" in done.said
-    assert "note:" not in done.said
-    count, differing = compare(alone, folder)
-    assert (count, differing) == (UNITS + 6, [])
-    assert not list((tmp_path / "home" / "runs" / "units").iterdir())
-
-
-def test_a_worker_that_is_killed_costs_its_own_units_only(digits, alone, tmp_path):
-    home = tmp_path / "home"
-    process = start(home, "image/tiny", digits, "compute.dask=local:2")
     wait_for(lambda: shards(home))
     writer = wait_for(lambda: writers(process))[0]
     worker = writer.parent()
@@ -117,10 +127,15 @@ def test_a_worker_that_is_killed_costs_its_own_units_only(digits, alone, tmp_pat
     psutil.wait_procs([writer, worker], timeout=10)
     assert not writer.is_running() or writer.status() == psutil.STATUS_ZOMBIE
     assert before < UNITS
-    assert compare(alone, done(process))[1] == []
+    folder = done(process)
     assert f"{UNITS} of {UNITS} shards written" in done.said  # Another worker did what was left.
+    assert "note:" not in done.said
+    count, differing = compare(alone, folder)
+    assert (count, differing) == (UNITS + 6, [])
+    assert not list((home / "runs" / "units").iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nobody_outlives_the_flow(digits, alone, tmp_path, number):
     home = tmp_path / "home"
@@ -153,6 +168,7 @@ def cluster(tmp_path):
         process.wait(30)
 
 
+@pytest.mark.long
 def test_somebody_elses_cluster_is_left_without_a_process_and_gives_the_same_bytes(cluster, digits, alone, tmp_path):
     address, worker = cluster
     process = start(tmp_path / "home", "image/tiny", digits, f"compute.dask={address}")
@@ -169,6 +185,7 @@ def test_somebody_elses_cluster_is_left_without_a_process_and_gives_the_same_byt
     assert "note:" not in done.said
 
 
+@pytest.mark.long
 def test_a_private_source_leaks_nothing(packages, tmp_path):  # noqa: F811 - the fixture
     home, scratch = tmp_path / "home", tmp_path / "scratch"
     scratch.mkdir()
@@ -198,24 +215,32 @@ def test_a_private_source_leaks_nothing(packages, tmp_path):  # noqa: F811 - the
     assert {p.name: p.read_bytes() for p in (home / "prepared" / "shards").iterdir()} == first
 
 
+def warm(root, source, address):
+    """Let the part of a flow that writes shards meet ``address``."""
+    home, request = preparation(root, source, f"compute.dask={address}")
+    token = console.CURRENT.set(console.for_terminal())
+    try:
+        fanout.warm_shards(SimpleNamespace(home=home, recipe=recipes.resolve(request.recipe, "of the test")), request)
+    finally:
+        console.CURRENT.reset(token)
+
+
 def test_a_scheduler_that_is_not_there_is_the_users_error(digits, tmp_path):
-    quick = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "1s"}
-    process = start(tmp_path / "home", "image/tiny", digits, "compute.dask=tcp://127.0.0.1:9", **quick)
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "UserError: compute.dask: no scheduler with workers at tcp://127.0.0.1:9" in out
+    message = "compute.dask: no scheduler with workers at tcp://127.0.0.1:9"
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), pytest.raises(UserError, match=message):
+        warm(tmp_path / "home", digits, "tcp://127.0.0.1:9")
 
 
-def test_without_the_extra_its_name_and_the_command_are_told(digits, tmp_path):
+def test_without_the_extra_its_name_and_the_command_are_told(digits, tmp_path, monkeypatch):
     """The package is not there for Python's own search, as where it is not installed."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import importlib.machinery\n"
-        "search = importlib.machinery.PathFinder.find_spec\n"
-        "def find(name, path=None, target=None):\n"
-        "    return None if name.partition('.')[0] == 'prefect_dask' else search(name, path, target)\n"
-        "importlib.machinery.PathFinder.find_spec = staticmethod(find)\n"
-    )
-    process = start(tmp_path / "h", "image/tiny", digits, "compute.dask=local:2", PYTHONPATH=str(tmp_path))
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "UserError: compute.dask: local:2 needs the package prefect_dask; install it by `pip install" in out
+    search = importlib.machinery.PathFinder.find_spec
+
+    def find(name, path=None, target=None):
+        return None if name.partition(".")[0] == "prefect_dask" else search(name, path, target)
+
+    monkeypatch.setattr(importlib.machinery.PathFinder, "find_spec", find)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "prefect_dask"]:
+        monkeypatch.delitem(sys.modules, name)
+    message = "compute.dask: local:2 needs the package prefect_dask; install it by `pip install"
+    with pytest.raises(UserError, match=message):
+        warm(tmp_path / "home", digits, "local:2")
