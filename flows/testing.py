@@ -20,7 +20,7 @@ BOOK: RuleBook[Any] = RuleBook()
 )
 def prefect_form(subject: Any) -> None:
     """People start runs from this form; ``subject`` has the plugin's ``name``."""
-    from flows.parameters import form
+    from flows.typed import form
 
     schema = form(subject.name).model_dump()
     reference = json.dumps(schema["properties"]["data"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import Flow
+from prefect.utilities.callables import ParameterSchema, parameter_schema
 from pydantic import Field
 
 from core.config import Config, Recipe
@@ -92,6 +93,15 @@ def stage_flow(modality: str, stage: StageName) -> "Flow[..., dict[str, Any]]":
             return run_one_stage(stage, _recipe(modality, given), served_home(), wanted)
 
     return _flow(modality, stage, body, inputs, f"Stage {stage} ({modality}), from the folders of those before it.")
+
+
+def form(modality: str) -> ParameterSchema:
+    """The form of the pipeline for ``modality``, as Prefect makes it.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    return parameter_schema(pipeline_flow(modality).fn)
 
 
 def served_home() -> Path:

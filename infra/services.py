@@ -16,6 +16,8 @@ from infra.access import LOOPBACK, Access
 
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 HEALTH_SECONDS = 3.0
+START_SECONDS = 200.0
+"""How long a server may take until it answers: 90 were not enough with six busy processes per core."""
 LOG_BYTES = 10 << 20
 """A log above this size is set aside when its process is started anew."""
 
@@ -77,7 +79,7 @@ def prefect_server(home: Path, addresses: Addresses, access: Access | None) -> S
         "PREFECT_UI_API_URL": f"{addresses.prefect_url}/api",
         **(access.server(home / "private") if access else {}),
     }
-    return Service("prefect", _python(*command), environment, _answers(f"{addresses.prefect_url}/api/health"), 90)
+    return Service("prefect", _python(*command), environment, _answers(f"{addresses.prefect_url}/api/health"), START_SECONDS)
 
 
 def mlflow_server(home: Path, addresses: Addresses, access: Access | None) -> Service:
@@ -100,7 +102,7 @@ def mlflow_server(home: Path, addresses: Addresses, access: Access | None) -> Se
     }
     if access:
         command = (*command, "--app-name", "basic-auth")
-    return Service("mlflow", _python(*command), environment, _answers(f"{addresses.mlflow_url}/health"), 90)
+    return Service("mlflow", _python(*command), environment, _answers(f"{addresses.mlflow_url}/health"), START_SECONDS)
 
 
 def worker(home: Path, client: Mapping[str, str], pool: str, limit: int | None) -> Service:

@@ -13,7 +13,7 @@ from broken_plugins import NAME, Fault, install
 from core.errors import UserError
 from core.testing.rules import Kit
 from flows.checks import check
-from flows.parameters import form
+from flows.typed import form
 from flows.testing import BOOK
 
 COMMAND = Path(sys.executable).with_name("maeflow")
@@ -89,7 +89,8 @@ def test_a_form_without_help_texts_is_found(monkeypatch):
         name = "silent"
 
     silent = PluginInfo(name="silent", settings=Silent, plugin="x:Y", revision=1)
-    monkeypatch.setattr("flows.parameters.plugin_info", lambda name: silent)
+    for module in ("flows.typed", "core.recipes"):
+        monkeypatch.setattr(f"{module}.plugin_info", lambda name: silent)
     (found,) = Kit(Subject(), BOOK).findings()
     assert found.status == "failed"
     assert found.text == "the form has no help text for width"

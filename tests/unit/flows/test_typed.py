@@ -65,7 +65,7 @@ def test_forms_of_private_modalities_take_no_path(tmp_path):
         for text, right in (("/wards/miller", False), ("private:" + "0" * 16, path != "prepared")):
             values = wanted.parameters | {path: [{"path": text}] if path == "sources" else text}
             assert valid(wanted.schema, values) == right, (path, text)
-    assert valid(pretrain.schema, pretrain.parameters | {"prepared": "/home/prepared/0123456789abcdef"})
+    assert valid(pretrain.schema, pretrain.parameters | {"prepared": "/kept/prepared/0123456789abcdef"})
 
 
 def deployment(home, name, number=0):
