@@ -79,7 +79,8 @@ def prefect_server(home: Path, addresses: Addresses, access: Access | None) -> S
         "PREFECT_UI_API_URL": f"{addresses.prefect_url}/api",
         **(access.server(home / "private") if access else {}),
     }
-    return Service("prefect", _python(*command), environment, _answers(f"{addresses.prefect_url}/api/health"), START_SECONDS)
+    healthy = _answers(f"{addresses.prefect_url}/api/health")
+    return Service("prefect", _python(*command), environment, healthy, START_SECONDS)
 
 
 def mlflow_server(home: Path, addresses: Addresses, access: Access | None) -> Service:
