@@ -12,10 +12,10 @@ endif
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check format bench constraints clean missing-environment
+.PHONY: help demo test test-long test-e2e prefect.yaml check format bench constraints clean missing-environment
 
 help: ## Show what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/|/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/|/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
 
 demo: $(RUN_STAMP) ## Digits from raw files to a report, in about ten minutes on two cores
 	$(BIN)/maeflow demo image
@@ -25,6 +25,9 @@ test: $(DEV_STAMP) ## Run the tests
 
 test-long: $(DEV_STAMP) ## Run the tests that `make test` leaves out because they take minutes
 	$(TEST_ENV) MAEFLOW_TEST_LONG=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m long
+
+test-e2e: $(DEV_STAMP) ## Walk through servers and their pages as people do, with Chromium where there is one
+	$(TEST_ENV) MAEFLOW_TEST_E2E=1 $(BIN)/python -m pytest tests/e2e -m e2e -x -rs --durations=5
 
 check: $(DEV_STAMP) ## Format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -47,6 +50,11 @@ constraints: $(DEV_STAMP) ## Write down the versions in use
 	$(BIN)/python .ci/constraints >.venv/constraints.txt
 	cp .venv/constraints.txt constraints.txt
 	@touch $(RUN_STAMP) $(DEV_STAMP)
+
+# Deployments for Prefect's own command, from the recipes.
+prefect.yaml: $(DEV_STAMP)
+	$(BIN)/python .ci/prefect_yaml >.venv/prefect.yaml
+	cp .venv/prefect.yaml prefect.yaml
 
 clean: ## Remove the environment and caches, keep results
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
