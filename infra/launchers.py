@@ -20,6 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -281,7 +282,8 @@ def follow(
         env={**forget(os.environ), "PYTHONUNBUFFERED": "1", **environment},  # A stage speaks to no server.
     )
     lines: list[str] = []
-    reader = threading.Thread(target=_relay, args=(process, lines, watch), daemon=True)
+    # Loggers of a flow ask in whose context they are called.
+    reader = threading.Thread(target=copy_context().run, args=(_relay, process, lines, watch), daemon=True)
     try:
         watch.started(process.pid)
         reader.start()
@@ -325,7 +327,8 @@ def _relay(process: "subprocess.Popen[str]", lines: list[str], watch: Watch) -> 
     for line in process.stdout:
         lines.append(line.rstrip())
         del lines[:-200]
-        watch.line(line.rstrip())
+        with suppress(Exception):  # Whoever listens: a pipe that nobody reads would stop the stage.
+            watch.line(line.rstrip())
 
 
 def end(process: "subprocess.Popen[str]") -> None:

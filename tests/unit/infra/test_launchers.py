@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextvars import ContextVar
 
 import psutil
 import pytest
@@ -25,6 +26,7 @@ from infra.launchers import (
     _even,
     _raise_for,
     _Ranks,
+    follow,
     launcher_for,
     visible_gpus,
 )
@@ -174,3 +176,22 @@ def test_by_default_as_many_gpus_train_as_can_share_a_step(tmp_path):
         1,
     ]
     assert count(64, 8, 8, Nodes(2, 0, "h:1")) == 4
+
+
+def test_lines_are_told_in_the_callers_context_and_all_are_read_whoever_fails_to_listen(tmp_path, monkeypatch):
+    (tmp_path / "talker.py").write_text("for n in range(20000): print('line', n)")  # More than a pipe holds.
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    place, heard = ContextVar("place"), []
+
+    def listen(line):
+        heard.append(place.get())
+        raise RuntimeError(line)
+
+    token = place.set("here")
+    try:
+        code, lines = follow("talker", [], Watch(line=listen), {})
+    finally:
+        place.reset(token)
+    assert code == 0
+    assert lines[-1] == "line 19999"
+    assert set(heard) == {"here"}
