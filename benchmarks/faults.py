@@ -413,7 +413,8 @@ def start_units(bench: Bench, stage: str) -> Run:
     if stage == "evaluate":
         cells = "evaluate.label_efficiency"
         return bench.run(stage, **{f"{cells}.steps": 150, f"{cells}.seeds": "[1,2,3,4,5]"})
-    source = write_images(bench.stack.home.parent / "many", 6000, seed=1)
+    bench.seed += 1
+    source = write_images(bench.stack.home.parent / f"many-{bench.seed}", 6000, seed=bench.seed)
     run: Run = bench.stack.start(stage, data=[str(source)], **{"prepare.shard_items": 200})
     return run
 
@@ -422,7 +423,7 @@ def units_of(bench: Bench, run: Run, stage: str) -> Callable[[], list[Path]]:
     """Lists the files of finished units."""
     if stage == "prepare":
         return lambda: list((bench.stack.home / "prepared/shards").glob("*.json"))
-    return lambda: list(run.folder.rglob("*seed*.json")) if run.digest else []
+    return lambda: list(run.folder.glob("cells/*.json")) if run.digest else []
 
 
 def one_slot(bench: Bench, name: str) -> Row:
@@ -555,9 +556,9 @@ def line(row: Row) -> str:
 def report(rows: list[Row], twice: dict[str, int], watchman: Watchman, options: argparse.Namespace) -> int:
     packages = ", ".join(f"{name} {version(name)}" for name in ("prefect", "mlflow", "torch"))
     print(f"\npython {' '.join(['benchmarks/faults.py', *sys.argv[1:]])}")
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}, seeds 101 to 130"
-    )
+    machine = f"{platform.machine()}, {os.cpu_count()} cores with a load of {os.getloadavg()[2]:.0f}"
+    print(f"{machine}, Python {platform.python_version()}, {packages}, {time.strftime('%Y-%m-%d')}")
+    print(f"seeds from {options.seed + 1}")
     print(f"checkpoint_seconds={CHECKPOINT_SECONDS:.0f}; seconds count from the fault, an outage aside\n")
     columns = f"{'fault':45s} {'Prefect flow run / MLflow stage run':42s} {'right':>6s} {'free':>6s}"
     print("\n".join([f"{columns}  {'work lost':34s} continued", *map(line, rows)]))
