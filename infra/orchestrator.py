@@ -151,6 +151,7 @@ def reconcile_all(home: Path, pool: str) -> None:
         _cancel_orphans(prefect, home)
         _end_never_begun(prefect, pool)
         mlflow = connect(home)
+        _end_completed(prefect, mlflow)
         reconcile.kill_orphans(mlflow, home)
         _end_elsewhere(prefect, mlflow)
 
@@ -215,12 +216,22 @@ def _end_elsewhere(prefect: SyncPrefectClient, mlflow: Any) -> None:
             mlflow.set_terminated(run.info.run_id, status="KILLED")
 
 
-def _ended(prefect: SyncPrefectClient, flow_runs: Iterable[str]) -> set[str]:
+def _end_completed(prefect: SyncPrefectClient, mlflow: Any) -> None:
+    """MLflow runs of pipelines that completed while MLflow was away."""
+    runs = [run for run in reconcile.running(mlflow) if run.data.tags.get("maeflow.stage") == "pipeline"]
+    found = _ended(prefect, [run.data.tags.get("prefect.flow_run_id", "") for run in runs])
+    for run in runs:
+        if found.get(run.data.tags.get("prefect.flow_run_id", "")) == StateType.COMPLETED:
+            mlflow.set_terminated(run.info.run_id, status="FINISHED")
+
+
+def _ended(prefect: SyncPrefectClient, flow_runs: Iterable[str]) -> dict[str, StateType]:
+    """How each of some flow runs ended; those that have not are left out."""
     wanted = [UUID(one) for one in set(flow_runs) if one]
     if not wanted:
-        return set()
+        return {}
     found = prefect.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=wanted)))
-    return {str(run.id) for run in found if run.state is not None and run.state.is_final()}
+    return {str(run.id): run.state.type for run in found if run.state is not None and run.state.is_final()}
 
 
 def unfinished() -> list[tuple[str, str, str]]:

@@ -17,6 +17,7 @@ import psutil
 
 from core.workspace import write_text
 from infra.mlflow_runs import PREFIX
+from infra.settling import settle
 
 FOLDER = "runs/flows"
 CLOCK_SLACK = 1.0
@@ -96,12 +97,15 @@ def flow_processes(home: Path) -> list[FlowProcess]:
 
 
 def kill_orphans(client: Any, home: Path) -> list[str]:
-    """End the running MLflow runs of this host whose process is no more; gives their ids."""
+    """End the running MLflow runs of this host whose process is no more, by what became of their work.
+
+    Gives their ids.
+    """
     ended = []
     for run in running(client):
         tags = run.data.tags
         if tags.get("maeflow.host") == socket.gethostname() and not _alive(tags):
-            client.set_terminated(run.info.run_id, status="KILLED")
+            settle(client, home, run)
             ended.append(run.info.run_id)
     return ended
 

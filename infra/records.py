@@ -12,6 +12,7 @@ from core.workspace import StageFolder
 from infra import mlflow_runs as runs
 from infra.mlflow_mirror import Mirror
 from infra.reconcile import kill_orphans
+from infra.settling import finish
 
 GROUPS = {
     "prepare": ("modality", "seed", "data", "task", "prepare"),
@@ -21,8 +22,6 @@ GROUPS = {
     "pipeline": ("modality", "name", "seed", "task"),
 }
 """Groups of the recipe that are parameters of each kind of run."""
-ARTIFACTS = ("record.json", "card.json", "card.md", "results.json", "reconstructions.png", "seconds.json")
-"""Files of a finished folder that are copied to its run."""
 
 
 @dataclass
@@ -40,14 +39,7 @@ class StageRun:
     def finish(self, record: Record, folder: Path) -> None:
         """Send what is left, the record and the artifacts, and end the run."""
         self._send_rest()
-
-        def end() -> None:
-            for name in ARTIFACTS:
-                if (folder / name).exists():
-                    self.client.log_artifact(self.run_id, str(folder / name))
-            self.client.set_terminated(self.run_id, status="FINISHED")
-
-        self._attempt(end)
+        self._attempt(lambda: finish(self.client, str(self.run_id), folder))
 
     def fail(self, status: str, reason: str) -> None:
         """Send what is left and end the run as FAILED or KILLED."""

@@ -1,6 +1,7 @@
 """Events into a real MLflow database: nothing lost, nothing twice."""
 
 import io
+import socket
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from core.tracking import JsonlTracker
+from core.workspace import Home
 from infra import mlflow_runs as runs
 from infra.mlflow_mirror import Mirror
 from infra.reconcile import kill_orphans
@@ -125,3 +127,26 @@ def test_long_and_nested_settings_become_parameters(client, run_id):
     assert params["a.b.c"] == "[1, 2]"
     assert len(params["a.d"]) == runs.PARAM_LIMIT
     assert "e" not in params
+
+
+def test_a_run_that_was_over_before_mlflow_was_back_is_finished_and_not_killed(client, home):
+    digest = "0123456789abcdef"
+    folder = Home.create(home).stage("pretrain", digest)
+    folder.final.mkdir(parents=True)
+    (folder.final / "record.json").write_text("{}")
+    with JsonlTracker(folder.final) as tracker:
+        for step in range(1, 6):
+            tracker.metrics(step, {"loss": 1.0 / step})
+    gone = subprocess.Popen(["true"])
+    owner = {"maeflow.host": socket.gethostname(), "maeflow.pid": str(gone.pid), "maeflow.pid_started": "1.0"}
+    gone.wait()
+    done, undone = (
+        runs.start_run(client, home, "pretrain", "r", {**owner, "maeflow.digest": name, "maeflow.reused": "false"})
+        for name in (digest, "fedcba9876543210")
+    )
+    runs.log_values(client, done, {"loss": 1.0}, step=1)
+    assert {done, undone} <= set(kill_orphans(client, home))
+    assert client.get_run(done).info.status == "FINISHED"
+    assert sorted(step for step, _ in history(client, done, "loss")) == [1, 2, 3, 4, 5]
+    assert [artifact.path for artifact in client.list_artifacts(done)] == ["record.json"]
+    assert client.get_run(undone).info.status == "KILLED"

@@ -1,0 +1,39 @@
+"""MLflow runs whose process is gone: finished where their work was, as after an outage that hid it, else killed."""
+
+from pathlib import Path
+from typing import Any
+
+from core.workspace import Home
+from infra.mlflow_mirror import Mirror
+from infra.mlflow_runs import last_steps
+
+ARTIFACTS = ("record.json", "card.json", "card.md", "results.json", "reconstructions.png", "seconds.json")
+"""Files of a finished folder that are copied to its run."""
+
+
+def finish(client: Any, run_id: str, folder: Path) -> None:
+    """Copy the finished folder's artifacts to its run and end that as finished."""
+    for name in ARTIFACTS:
+        if (folder / name).exists():
+            client.log_artifact(run_id, str(folder / name))
+    client.set_terminated(run_id, status="FINISHED")
+
+
+def settle(client: Any, home: Path, run: Any) -> None:
+    """End a run for its process, which is gone; what MLflow lacks of finished work is sent first.
+
+    Raises:
+        MlflowException: if MLflow is away again; the next call goes on.
+    """
+    run_id, tags = str(run.info.run_id), run.data.tags
+    folder = Home(home).stage(tags["maeflow.stage"], tags.get("maeflow.digest", "none"))
+    if not folder.done:
+        client.set_terminated(run_id, status="KILLED")
+        return
+    if tags.get("maeflow.reused") != "true":
+        mirror = Mirror(client, run_id, lambda: folder.current, home / "runs" / "mirror" / f"{run_id}.json")
+        mirror.skip(last_steps(client, run))
+        mirror.pump()
+        if mirror.failure:
+            return
+    finish(client, run_id, folder.final)
