@@ -399,11 +399,11 @@ def in_units(stage: str) -> Callable[[Bench, str], Row]:
         start = time.monotonic()
         watch_end(bench, run, made, start, ("Cancelled", "KILLED"))
         made.expect(made.free is not None and made.free <= CANCEL_SECONDS, f"gone after {made.free} s")
-        kept = {file: file.stat().st_mtime_ns for file in set(files()) - known}
+        kept = {file.name: file.stat().st_mtime_ns for file in set(files()) - known}
         run.retry()
         run.reaches("Completed", seconds=END_SECONDS)
-        whole = set(files()) - known
-        same = [f for f, written in kept.items() if f.exists() and f.stat().st_mtime_ns == written]
+        whole = {file.name: file.stat().st_mtime_ns for file in set(files()) - known}
+        same = [name for name, written in kept.items() if whole.get(name) == written]
         made.expect(len(same) == len(kept), "work was done again")
         made.expect(len(whole) > len(kept), "it was over before it was cancelled")
         made.lost = f"{len(kept) - len(same)} {'shards' if stage == 'prepare' else 'cells'}, the one in hand aside"
