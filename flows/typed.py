@@ -5,6 +5,7 @@ modalities are installed; deployments name them so.
 """
 
 import inspect
+import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,14 +16,17 @@ from pydantic import Field
 
 from core.config import Config, Recipe
 from core.data.private import TOKEN
+from core.errors import UserError
 from core.recipes import recipe_class, resolve
 from core.registry import entries, plugin_info
 from core.request import STAGES, StageName
 from flows.privacy import discretion
 from flows.sources import DataSource
 from infra import settings
+from infra.orchestrator import forget_parameters
 
 PRIVATE = rf"^{TOKEN}[0-9a-f]+$"
+FINISHED = r"(^|/)[0-9a-f]{16}(/record\.json)?$"
 FOLDER = "its folder in the home, or the 16 digits that name it"
 INPUTS: dict[StageName, dict[str, str]] = {
     "prepare": {"source": "Raw data: a folder, a manifest, or a dataset saved by Hugging Face datasets."},
@@ -45,7 +49,7 @@ INPUTS: dict[StageName, dict[str, str]] = {
 class PrivateSource(DataSource):
     """A source whose path may tell who somebody is."""
 
-    path: Annotated[str, Field(pattern=PRIVATE)]
+    path: Annotated[str, Field(json_schema_extra={"pattern": PRIVATE})]
     """The source's public name; `maeflow source MODALITY PATH` gives it."""
 
 
@@ -58,7 +62,7 @@ def pipeline_flow(modality: str) -> "Flow[..., dict[str, Any]]":
     from flows.pipeline import run
 
     private = plugin_info(modality).private
-    text: Any = Annotated[str, Field(pattern=PRIVATE)] if private else str
+    text = _text(PRIVATE if private else None)
     inputs = {
         "sources": (list[PrivateSource] if private else list[DataSource], ..., "Raw data to pretrain on."),
         "labelled": (text | None, None, "Labelled data to fine-tune on and to test with; by default the first source."),
@@ -66,6 +70,8 @@ def pipeline_flow(modality: str) -> "Flow[..., dict[str, Any]]":
 
     def body(**given: Any) -> dict[str, Any]:
         sources, labelled = given.pop("sources"), given.pop("labelled")
+        if private:
+            _refuse({PRIVATE: [*(source.path for source in sources), labelled]})
         with discretion(modality):
             return run(_recipe(modality, given), sources, labelled, served_home())
 
@@ -83,16 +89,44 @@ def stage_flow(modality: str, stage: StageName) -> "Flow[..., dict[str, Any]]":
     private = plugin_info(modality).private
     inputs: dict[str, Any] = {}
     for name, about in INPUTS[stage].items():
-        pattern = PRIVATE if name == "source" else r"(^|/)[0-9a-f]{16}(/record\.json)?$"
-        text: Any = Annotated[str, Field(pattern=pattern)] if private else str
+        text = _text(_pattern(name) if private else None)
         inputs[name] = (text | None, None, about) if name == "labelled" else (text, ..., about)
 
     def body(**given: Any) -> dict[str, Any]:
         wanted = {name: given.pop(name) for name in INPUTS[stage]}
+        if private:
+            _refuse({_pattern(name): [value] for name, value in wanted.items()})
         with discretion(modality):
             return run_one_stage(stage, _recipe(modality, given), served_home(), wanted)
 
     return _flow(modality, stage, body, inputs, f"Stage {stage} ({modality}), from the folders of those before it.")
+
+
+def _pattern(name: str) -> str:
+    """What a stage's input looks like where sources are private."""
+    return PRIVATE if name == "source" else FINISHED
+
+
+def _text(pattern: str | None) -> Any:
+    """Text that forms and the server hold to ``pattern``; Pydantic does not: its errors quote what they refuse."""
+    return Annotated[str, Field(json_schema_extra={"pattern": pattern})] if pattern else str
+
+
+def _refuse(given: dict[str, list[str | None]]) -> None:
+    """Refuse texts that may be paths of somebody's data, and have Prefect forget them.
+
+    Forms refuse them before there is a run, unless who fills one in turns its check off.
+
+    Raises:
+        UserError: without the text.
+    """
+    if all(text is None or re.search(pattern, text) for pattern, texts in given.items() for text in texts):
+        return
+    forget_parameters()
+    raise UserError(
+        "a private source was given by its path, or something else stands where its public name, or a finished "
+        "folder, has to be; `maeflow source MODALITY PATH` gives the name, and `maeflow trigger` uses it by itself"
+    )
 
 
 def form(modality: str) -> ParameterSchema:

@@ -27,6 +27,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.runtime import flow_run
 from prefect.states import Cancelled, Crashed
 
 from core.errors import StageError, UserError
@@ -232,6 +233,14 @@ def _ended(prefect: SyncPrefectClient, flow_runs: Iterable[str]) -> dict[str, St
         return {}
     found = prefect.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=wanted)))
     return {str(run.id): run.state.type for run in found if run.state is not None and run.state.is_final()}
+
+
+def forget_parameters() -> None:
+    """Have the server forget what the flow run of this process was given."""
+    if flow_run.id is None:
+        return
+    with suppress(Exception), client() as prefect:
+        prefect.update_flow_run(UUID(str(flow_run.id)), parameters={})
 
 
 def unfinished() -> list[tuple[str, str, str]]:

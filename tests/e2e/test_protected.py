@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 from leaks import find
 from test_medical_privacy import NEEDLES, QUICK, ward  # noqa: F401 - a fixture
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.long
 SOCKETS = Path(__file__).parents[1] / "sockets"
 LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0", "::")
 
@@ -66,6 +66,37 @@ def asked(url, credentials=None):
         return error.code
 
 
+UNCHECKED = """
+import json, sys
+from prefect.client.orchestration import get_client
+from prefect.deployments import run_deployment
+values = {"sources": [{"path": sys.argv[1]}]}
+with get_client(sync_client=True) as client:
+    found = client.read_deployment_by_name("medical/demo")
+    body = {"parameters": values, "enforce_parameter_schema": False, "state": {"type": "SCHEDULED"}}
+    run = client._client.post(f"/deployments/{found.id}/create_flow_run", json=body).json()
+    import time
+    for _ in range(120):
+        now = client.read_flow_run(run["id"])
+        if now.state.is_final():
+            break
+        time.sleep(1)
+    print(json.dumps([now.state.name, now.state.message, now.parameters]))
+"""
+
+
+def unchecked(machine, environment, path):
+    """What becomes of a private path in a form whose check somebody has turned off."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", UNCHECKED, path],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=machine.environment | environment,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def inside(root, source):
     """What is done in the network of its own; its findings are printed as JSON."""
     machine, found = Machine(root), {}
@@ -85,6 +116,7 @@ def inside(root, source):
         labels = ("--labelled", source / "labels.csv")
         found["run"] = machine("trigger", "medical/demo", "--data", source, *labels, *QUICK, "--watch")
         found["failed"] = machine("trigger", "medical/demo", "--data", source / "cut", *QUICK, "--watch")
+        found["unchecked"] = unchecked(machine, stranger | {"PREFECT_API_AUTH_STRING": right}, str(source))
         found["secret"] = right.partition(":")[2]
         found["command lines"] = [" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])]
     finally:
@@ -134,6 +166,14 @@ def test_runs_of_a_worker_tell_no_names_either(findings):
     root, found = findings
     assert find(root / "home", NEEDLES, extra=[text.encode() for text in found["said"]]) == []
     assert (root / "home" / "prefect" / "prefect.db").stat().st_size > 100_000
+
+
+def test_a_path_in_a_form_without_its_check_is_refused_and_forgotten(findings):
+    _, found = findings
+    state, message, parameters = found["unchecked"]
+    assert state == "Failed"
+    assert "private source was given by its path" in message
+    assert parameters == {}
 
 
 def test_no_process_tries_to_leave_the_machine(findings):
