@@ -22,7 +22,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from stack_file import DOCKER, SERVICES, filled
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 BIN = Path(sys.executable).parent
 

@@ -15,7 +15,7 @@ from uuid import uuid4
 import kubernetes_validate
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 TEMPLATES = Path(__file__).parents[2] / "infra" / "work_pools"
 KINDS = ("process", "docker", "kubernetes")
