@@ -23,6 +23,8 @@ from infra.orchestrator import client
 FROM = {"pretrain": "prepared", "finetune": "encoder", "evaluate": "tuned"}
 """What ``--from`` is called in the forms of stages."""
 POLL_SECONDS = 1.0
+LATE_LOOKS = 4
+"""Looks at the log after a run has ended: its last lines are sent every other second."""
 
 
 def trigger(
@@ -153,7 +155,7 @@ def _page(run: FlowRun) -> str:
 
 def _follow(prefect: SyncPrefectClient, run: FlowRun) -> bool:
     """Print the run's log until it ends; whether it completed."""
-    about, seen = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])), 0
+    about, seen, late = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])), 0, LATE_LOOKS
     while True:
         state = prefect.read_flow_run(run.id).state
         while page := prefect.read_logs(about, limit=200, offset=seen, sort=LogSort.TIMESTAMP_ASC):
@@ -161,6 +163,8 @@ def _follow(prefect: SyncPrefectClient, run: FlowRun) -> bool:
             for line in page:
                 print(f"{line.timestamp.astimezone():%H:%M:%S} {line.message}", flush=True)
         if state is not None and state.is_final():
-            print(f"{state.name}{f': {state.message}' if state.message else ''}", flush=True)
-            return state.is_completed()
+            late -= 1
+            if late == 0:
+                print(f"{state.name}{f': {state.message}' if state.message else ''}", flush=True)
+                return state.is_completed()
         time.sleep(POLL_SECONDS)

@@ -250,6 +250,13 @@ def test_every_stage_leaves_a_page_with_links_that_work(stack, walk):
     assert "](data:image/webp;base64," in stage_page(stack, walk.runs["trigger"], "pretrain")["data"]
 
 
+def test_every_stage_showed_its_progress(stack, walk):
+    query = {"flow_run_id": {"any_": [walk.runs["trigger"]]}, "type": {"any_": ["progress"]}}
+    bars = {bar["key"]: bar["data"] for bar in stack.post("/artifacts/filter", artifacts=query)}
+    assert bars["pretrain-progress"] == 100.0
+    assert {"finetune-progress", "evaluate-progress"} <= bars.keys()
+
+
 def test_mlflow_leads_back_to_prefect(stack, walk, browser):
     for stage in ("pipeline", "prepare", "pretrain", "finetune", "evaluate"):
         (run,) = stack.mlflow_runs(stage, walk.runs["trigger"])
