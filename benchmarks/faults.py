@@ -69,7 +69,7 @@ class Bench:
     stack: Stack
     folders: dict[str, str] = field(default_factory=dict)
     seed: int = 100
-    speed: float = 15.0
+    speed: float = 60.0
     """Steps a second."""
 
     row: Row | None = None
@@ -85,7 +85,7 @@ class Bench:
     def learn(self, run: Run) -> None:
         """Note how fast a run that has ended was: other work on this machine comes and goes."""
         if rates := [e["per_second"] for e in run.events("progress") if e["per_second"]]:
-            self.speed = min(100.0, max(3.0, rates[-1] / 32))
+            self.speed = min(100.0, max(30.0, rates[-1] / 32))
 
     def run(self, stage: str, seconds: float = SHORT, **sets: object) -> Run:
         """A run of one stage whose work nobody has done yet, and which trains for about ``seconds``."""

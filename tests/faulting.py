@@ -219,6 +219,7 @@ class Run:
 
         def reached():
             if self.stage_pid() is None:
+                assert not self.state.is_final(), f"it ended too soon: {self.state}"
                 return False
             saved = sorted((self.folder / "checkpoints").glob("step-*.pt"))
             return saved and time.time() - saved[-1].stat().st_mtime > after
