@@ -27,7 +27,7 @@ def settle(client: Any, home: Path, run: Any) -> None:
     """
     run_id, tags = str(run.info.run_id), run.data.tags
     folder = Home(home).stage(tags["maeflow.stage"], tags.get("maeflow.digest", "none"))
-    if not folder.done:
+    if not folder.done or _by_another(client, run):
         client.set_terminated(run_id, status="KILLED")
         return
     if tags.get("maeflow.reused") != "true":
@@ -37,3 +37,11 @@ def settle(client: Any, home: Path, run: Any) -> None:
         if mirror.failure:
             return
     finish(client, run_id, folder.final)
+
+
+def _by_another(client: Any, run: Any) -> bool:
+    """Whether a later run has done the work that this one was killed in."""
+    tags = run.data.tags
+    query = f"tags.`maeflow.digest` = '{tags['maeflow.digest']}' AND attributes.status = 'FINISHED'"
+    found = client.search_runs([run.info.experiment_id], filter_string=query)
+    return tags.get("maeflow.reused") != "true" and any(one.data.tags.get("maeflow.reused") != "true" for one in found)

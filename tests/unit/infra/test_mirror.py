@@ -150,3 +150,16 @@ def test_a_run_that_was_over_before_mlflow_was_back_is_finished_and_not_killed(c
     assert sorted(step for step, _ in history(client, done, "loss")) == [1, 2, 3, 4, 5]
     assert [artifact.path for artifact in client.list_artifacts(done)] == ["record.json"]
     assert client.get_run(undone).info.status == "KILLED"
+
+
+def test_a_run_that_was_killed_stays_so_though_another_has_done_its_work(client, home):
+    digest = "00112233445566aa"
+    Home.create(home).stage("pretrain", digest).final.mkdir(parents=True)
+    tags = {"maeflow.digest": digest, "maeflow.reused": "false"}
+    other = runs.start_run(client, home, "pretrain", "r", tags)
+    client.set_terminated(other, status="FINISHED")
+    gone = {"maeflow.host": socket.gethostname(), "maeflow.pid": "1", "maeflow.pid_started": "1.0"}
+    killed = runs.start_run(client, home, "pretrain", "r", tags)
+    runs.set_tags(client, killed, gone)
+    assert killed in kill_orphans(client, home)
+    assert client.get_run(killed).info.status == "KILLED"
