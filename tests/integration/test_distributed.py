@@ -161,6 +161,7 @@ def test_two_processes_train_what_one_trains_even_if_one_of_them_is_killed(prepa
     assert curves(home.stage("pretrain", "killed").final) == second
 
 
+@pytest.mark.long
 def test_two_processes_tune_what_one_tunes(prepared):
     """Mixup and the weights that validate best included; only the first process writes."""
     home, data = prepared
@@ -251,6 +252,7 @@ def machines(file):
     ]
 
 
+@pytest.mark.long
 def test_two_machines_train_together_and_save_when_one_of_them_is_told_to_stop(prepared):
     home, _ = prepared
     file = home.root / "nodes.json"

@@ -94,6 +94,7 @@ def test_a_run_outlives_its_training_process_and_then_its_worker(bench):
     whole(run)
 
 
+@pytest.mark.long
 def test_a_preempted_tree_has_saved_at_the_signal(bench):
     run = begun(bench, 2, **{"compute.workers": 1})
     assert len(kill_tree(run.stage_pid(), signal.SIGTERM)) > 1
@@ -130,6 +131,7 @@ def alive(pid):
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.long
 def test_the_end_of_a_run_whose_worker_was_stopped_is_told(bench):
     stack, _ = bench
     run = begun(bench, 4)

@@ -13,8 +13,8 @@ from broken_plugins import NAME, Fault, install
 from core.errors import UserError
 from core.testing.rules import Kit
 from flows.checks import check
-from flows.typed import form
 from flows.testing import BOOK
+from flows.typed import form
 
 COMMAND = Path(sys.executable).with_name("maeflow")
 
