@@ -12,7 +12,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -69,6 +69,19 @@ class Account:
     """Its last words, where it failed before it came to the broken files."""
 
 
+@dataclass(frozen=True)
+class End:
+    """How the other process ended."""
+
+    last_words: str
+    late: bool = False
+    """Whether it ran out of time."""
+
+
+Runner = Callable[[Path, Path], End]
+"""Runs the other process: given the request's file and the file that takes what it says, it waits for its end."""
+
+
 def digest(records: Sequence[Record]) -> str:
     """A hash of everything in ``records``."""
     hasher = hashlib.sha256()
@@ -79,8 +92,8 @@ def digest(records: Sequence[Record]) -> str:
     return hasher.hexdigest()
 
 
-def ask(name: str, recipe: Recipe, source: Path, items: Sequence[Item], scratch: Path) -> Account:
-    """Start the process, wait for it, and gather what it said."""
+def ask(recipe: Recipe, source: Path, items: Sequence[Item], scratch: Path, run: Runner) -> Account:
+    """Run the process, and gather what it said."""
     bad = list(_broken_copies(items, scratch / "broken"))
     request = scratch / "request.json"
     request.write_text(
@@ -94,20 +107,27 @@ def ask(name: str, recipe: Recipe, source: Path, items: Sequence[Item], scratch:
         )
     )
     account = Account(bad=[BadFile(kind) for kind, _ in bad])
-    _gather(account, *_run(request, scratch / "said.jsonl"))
+    said = scratch / "said.jsonl"
+    end = run(request, said)
+    lines = [json.loads(line) for line in said.read_text().splitlines() if line.startswith('{"kit":')]
+    _gather(account, lines, end)
     return account
 
 
-def _run(request: Path, said: Path) -> tuple[list[dict[str, Any]], str, bool]:
-    """What it said, its last words, and whether it ran out of time."""
+def surroundings() -> dict[str, str]:
+    """Environment of the other process: strings hash differently there, packages are found as here."""
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     paths = os.pathsep.join(path for path in sys.path if path)
-    environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": paths}
+    return {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": paths}
+
+
+def start(request: Path, said: Path) -> End:
+    """A fresh interpreter is the other process."""
     command = [sys.executable, "-P", "-m", "core.testing.bystander", str(request)]
     late = False
     with said.open("wb") as out:
         process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.PIPE, text=True, env=environment, errors="replace"
+            command, stdout=out, stderr=subprocess.PIPE, text=True, env=surroundings(), errors="replace"
         )
         try:
             _, errors = process.communicate(timeout=LIMIT)
@@ -115,11 +135,10 @@ def _run(request: Path, said: Path) -> tuple[list[dict[str, Any]], str, bool]:
             process.kill()
             _, errors = process.communicate()
             late = True
-    lines = [json.loads(line) for line in said.read_text().splitlines() if line.startswith('{"kit":')]
-    return lines, (errors.strip().splitlines() or [f"exit code {process.returncode}"])[-1], late
+    return End((errors.strip().splitlines() or [f"exit code {process.returncode}"])[-1], late)
 
 
-def _gather(account: Account, lines: list[dict[str, Any]], last_words: str, late: bool) -> None:
+def _gather(account: Account, lines: list[dict[str, Any]], end: End) -> None:
     for line in lines:
         if line["kit"] == "keys":
             account.keys = line["keys"]
@@ -129,11 +148,11 @@ def _gather(account: Account, lines: list[dict[str, Any]], last_words: str, late
             bad = account.bad[line["number"]]
             bad.outcome, bad.text = line["outcome"], line["text"]
     if account.digests is None:
-        account.error = f"ran longer than {LIMIT:.0f} s" if late else last_words
+        account.error = f"ran longer than {LIMIT:.0f} s" if end.late else end.last_words
         return
     for bad in account.bad:
         if bad.outcome == "never read":
-            bad.outcome, bad.text = ("took too long", "") if late else ("ended the process", last_words)
+            bad.outcome, bad.text = ("took too long", "") if end.late else ("ended the process", end.last_words)
             return
 
 

@@ -21,7 +21,7 @@ from core.modality import Item, Modality, Purpose, Record, SampleBatch, Stats
 from core.recipes import load, resolve
 from core.registry import Claim, claims, companion, entries, plugin_info, recipe_files
 from core.tasks import encode_targets
-from core.testing.bystander import Account, ask, discovered, live_plugin
+from core.testing.bystander import Account, Runner, ask, discovered, live_plugin, start
 
 MOST_ITEMS = 24
 """Items of the source that are read."""
@@ -38,6 +38,8 @@ class Subject:
         self.scratch = scratch
         """An empty folder of the kit's own."""
         self._recipe = recipe
+        self.run: Runner = start
+        """How the other process is run; who checks many plugins may share what all of them import."""
 
     @cached_property
     def source(self) -> Path:
@@ -96,7 +98,7 @@ class Subject:
     @cached_property
     def account(self) -> Account:
         """What another process makes of the same source, and of files that are broken."""
-        return ask(self.name, self.recipe, self.source, self.items[:MOST_ITEMS], self.scratch)
+        return ask(self.recipe, self.source, self.items[:MOST_ITEMS], self.scratch, self.run)
 
     def samples(
         self, *, train: bool, seed: int = 0, live: Modality[Any] | None = None, records: list[Record] | None = None

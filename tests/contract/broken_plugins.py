@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from core.registry import refresh
+from core.testing.bystander import start
 from core.testing.rules import Kit
 from core.testing.subject import subject
 from flows.scaffolding import create
@@ -299,8 +300,9 @@ def on_path(folder):
         refresh()
 
 
-def findings(fault, folder, rules):
-    """What the kit finds about a plugin with ``fault``."""
+def findings(fault, folder, rules, run=start):
+    """What the kit finds about a plugin with ``fault``; ``run`` runs its second process."""
     install(fault, folder)
     with on_path(folder), subject(NAME) as under_test:
+        under_test.run = run
         return list(Kit(under_test, rules).findings())

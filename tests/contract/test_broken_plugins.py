@@ -5,18 +5,30 @@ from pathlib import Path
 
 import pytest
 
+from core.testing.bystander import start
 from core.testing.suite import RULES
 
 sys.path.insert(0, str(Path(__file__).parent))
 from broken_plugins import FAULTS, Fault, findings
+from forking import Forker
 
 SOUND = Fault("none", "")
 PRIVATE = Fault("none, of private sources", "", "config.py", "revision=1,", "revision=1, private=True,")
+ALONE = {"a crash on a bad file", "files in the order of the folder"}
+"""Faults that show by the second process: for them it is started as for everyone. For the others a fork will do."""
+
+
+@pytest.fixture(scope="module")
+def forker():
+    """Imports torch once for all faults."""
+    one = Forker()
+    yield one
+    one.close()
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_fault_is_caught_by_its_rule_alone(fault, tmp_path, record_property):
-    found = findings(fault, tmp_path, RULES)
+def test_a_fault_is_caught_by_its_rule_alone(fault, tmp_path, record_property, forker):
+    found = findings(fault, tmp_path, RULES, start if fault.name in ALONE else forker.run)
     caught = [finding for finding in found if finding.status == "failed"]
     seen = caught[0].text if caught else "nothing"
     record_property("fault table", f"{fault.name:40s} {fault.rule:22s} {seen[:100]}")
