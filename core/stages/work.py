@@ -17,7 +17,6 @@ from core.data.seeds import torch_rng
 from core.data.store import PreparedStore
 from core.errors import UserError
 from core.modality import Batch, Modality, Purpose, Stats
-from core.model.mae import fixed_positions
 from core.model.patches import PatchSpec
 from core.model.positions import cut_or_extend, resample
 from core.records import Geometry, PreparedData, PretrainedEncoder, Statistics
@@ -118,6 +117,8 @@ def encoder_weights(home: Home, record: PretrainedEncoder, spec: PatchSpec) -> d
     elif record.model.positions == "learned":
         places = cut_or_extend(table[:, prefix:], old.grid, spec.grid)
     else:
+        from core.model.mae import fixed_positions  # With it comes timm, which preparing data must not wait for.
+
         places = fixed_positions(spec, record.model, record.model.width)[:, int(record.model.cls_token) :]
     weights["pos_embed"] = torch.cat([table[:, :prefix], places], dim=1)
     return weights
