@@ -27,7 +27,7 @@ class Config(BaseModel):
         extra="forbid",
         use_attribute_docstrings=True,
         allow_inf_nan=False,
-        # Forms call a field what recipes and `--set` call it; some would show the class of a block in place of its name.
+        # Forms call a field what recipes and `--set` call it; some would show the class of a block instead.
         field_title_generator=lambda name, _: name,
     )
 

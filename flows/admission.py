@@ -8,7 +8,7 @@ from core.config import ComputeConfig
 from core.request import StageName
 from flows import console
 from infra import devices
-from infra.launchers import Launcher, launcher_for
+from infra.launchers import TOGETHER, Launcher, launcher_for
 
 LEASE_SECONDS = 60.0
 """A slot whose holder is gone is free again after this long."""
@@ -24,11 +24,11 @@ def admitted(home: Path, stage: StageName, compute: ComputeConfig, *, served: bo
     """
     names = devices.device_names() if stage != "prepare" and compute.device in ("auto", "cuda") else ()
     if not names:
-        yield launcher_for(stage, compute, {})
+        yield launcher_for(stage, compute, devices.hidden())
         return
     out = console.current()
     with ExitStack() as held:
-        count = compute.processes or 1
+        count = (compute.processes or 1) if stage in TOGETHER else 1
 
         def admit() -> None:
             if served:
@@ -41,16 +41,12 @@ def admitted(home: Path, stage: StageName, compute: ComputeConfig, *, served: bo
 
 def _slot(held: ExitStack, count: int) -> None:
     """Take slots; a server that cannot be asked holds nobody up, since the locks are there as well."""
-    from prefect.concurrency.sync import concurrency
-
     from infra.orchestrator import slot_name
 
     tries = 0
     while True:
         try:
-            held.enter_context(
-                concurrency(slot_name(), occupy=count, timeout_seconds=TRY_SECONDS, lease_duration=LEASE_SECONDS)
-            )
+            held.enter_context(_leased(slot_name(), count))
         except TimeoutError:
             if tries % TELL_EVERY == 0:
                 console.current().line(f"waiting for a GPU: all slots of {slot_name()} are taken")
@@ -60,3 +56,20 @@ def _slot(held: ExitStack, count: int) -> None:
             return
         else:
             return
+
+
+@contextmanager
+def _leased(name: str, count: int) -> Iterator[None]:
+    """Slots for the time within; giving them back may fail, since they expire by themselves and the work is done."""
+    from prefect.concurrency.sync import concurrency
+
+    with ExitStack() as slots:
+        slots.enter_context(concurrency(name, occupy=count, timeout_seconds=TRY_SECONDS, lease_duration=LEASE_SECONDS))
+        given = slots.pop_all()
+    try:
+        yield
+    finally:
+        try:
+            given.close()
+        except Exception as error:  # noqa: BLE001 - told; the server is away
+            console.current().line(f"note: Prefect was not told that a slot is free ({type(error).__name__})")

@@ -81,7 +81,7 @@ def worker(
     from flows.serving import work
     from infra import settings
 
-    sys.exit(DONE if work(root, pool or settings.pool(), limit) else FAILED)
+    work(root, pool or settings.pool(), limit)
 
 
 @app.command()

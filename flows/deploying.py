@@ -5,7 +5,7 @@ Deployments that did not change are left alone: registering one again would drop
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from prefect import Flow
 
 TAG = "maeflow"
+PACKAGED = "packaged"
+"""Tag of what a plugin brings; the rest belongs to people and is never called gone."""
+SOURCES = ("sources", "source", "labelled")
 PAGE = 100
 """Most deployments that Prefect lists at once."""
 EXAMPLE = CronSchedule(cron="0 2 * * *", timezone="UTC")
@@ -88,7 +91,8 @@ def deploy(
             (_register(prefect, one, there.get(one.full_name)), one)
             for one in bar(wanted, "registering", transient=True, disable=not sys.stdout.isatty())
         ]
-        gone = [] if recipes else sorted(there.keys() - {one.full_name for one in wanted})
+        known = {one.full_name for one in wanted}
+        gone = [] if recipes else sorted(n for n, one in there.items() if n not in known and PACKAGED in one.tags)
         if prune:
             for name in gone:
                 prefect.delete_deployment(there[name].id)
@@ -116,7 +120,7 @@ def _of_recipe(home: Path, name: str, data: Sequence[str], labelled: str | None,
     groups = {key: value for key, value in recipe.model_dump(mode="json").items() if key != "modality"}
     short = recipe.name.removeprefix(f"{recipe.modality}/").replace("/", "-")
     about = header(locate(name))
-    tags = (TAG, recipe.modality)
+    tags = (TAG, recipe.modality, *([PACKAGED] if locate(name).parent.name == "recipes" else []))
     given = _sources(home, recipe, data, labelled)
     pipeline = Wanted(pipeline_flow(recipe.modality), short, about, groups | given, (*tags, "pipeline"), pool, True)
 
@@ -144,6 +148,8 @@ def _register(prefect: SyncPrefectClient, wanted: Wanted, found: DeploymentRespo
     if found is None:
         _create(prefect, wanted)
         return "new"
+    kept = {name: found.parameters[name] for name in SOURCES if name in found.parameters}
+    wanted = replace(wanted, parameters=kept | wanted.parameters)  # Sources that were given once stay.
     if found.version == wanted.version:
         return "unchanged"
     update = DeploymentUpdate(

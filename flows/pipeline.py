@@ -17,7 +17,7 @@ from flows.privacy import refuse_paths
 from flows.sources import DataSource
 from infra import settings
 from infra.output import outlive_readers
-from infra.reconcile import registered
+from infra.reconcile import register
 from infra.records import RunRecords
 from infra.watchdog import guard_children
 
@@ -52,7 +52,8 @@ def open_context(recipe: Recipe, home: Path) -> Iterator[stages.Context]:
         outlive_readers()
     records = RunRecords(home, recipe, _links(), flow_run=_flow_run_id())
     context = stages.Context(Home.create(home), recipe, records, served=served)
-    with registered(home, records.flow_run, served=served), console.for_flow(served=served):
+    register(home, records.flow_run, served=served)
+    with console.for_flow(served=served):
         records.open()
         if records.failure:
             console.current().line(f"  note: MLflow cannot be reached ({records.failure}); the work goes on without it")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from core.errors import StageError
 from infra import devices, stack
+from infra.settings import MLFLOW_MODE
 from infra.stack import Options, State, Supervisor, join
 
 READY_SECONDS = 240.0
-MODE = "?workflowType=machine_learning"
 
 
 def start(home: Path, options: Options, *, background: bool) -> None:
@@ -86,7 +86,7 @@ def _wait_ready(home: Path, process: "subprocess.Popen[bytes] | None" = None, lo
 
 def _say(home: Path, state: State) -> None:
     print(f"  Prefect   {state.addresses.prefect_url}   deployments, runs, logs")
-    print(f"  MLflow    {state.addresses.mlflow_url}/{MODE}   curves, comparisons, models")
+    print(f"  MLflow    {state.addresses.mlflow_url}/{MLFLOW_MODE}   curves, comparisons, models")
     print(f"  logs      {home / 'stack'}")
     if state.protected:
         print("  password  `maeflow access` shows it")
@@ -145,10 +145,8 @@ def _show_runs() -> None:
         print("     no run is waiting or running")
 
 
-def work(home: Path, pool: str, limit: int | None) -> bool:
+def work(home: Path, pool: str, limit: int | None) -> None:
     """Keep a worker for the servers that the environment names, or for this home's, until told to stop.
-
-    Gives whether it ended because it was told to.
 
     Raises:
         UserError: if there are no servers.
@@ -163,10 +161,13 @@ def work(home: Path, pool: str, limit: int | None) -> bool:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stopping.set())
-    process = subprocess.Popen(service.command, env={**os.environ, **service.environment}, start_new_session=True)
-    handle = stack.Handle.of(process.pid)
-    while process.poll() is None and not stopping.wait(stack.RECONCILE_SECONDS):
+    environment = {**os.environ, **service.environment}
+    process = subprocess.Popen(service.command, env=environment, start_new_session=True)
+    while not stopping.wait(stack.RECONCILE_SECONDS):
+        if process.poll() is not None:  # Its runs go on, and the next worker takes new ones.
+            print("the worker ended; it is started again", flush=True)
+            process = subprocess.Popen(service.command, env=environment, start_new_session=True)
         with suppress(Exception):  # A server that is away; the next round finds it.
             reconcile_all(home, pool)
-    stack.stop_all(home, {"worker": handle})
-    return stopping.is_set()
+    if process.poll() is None:
+        stack.stop_all(home, {"worker": stack.Handle.of(process.pid)})

@@ -6,7 +6,8 @@ They travel in the environment of processes, never on a command line, which ever
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from core.workspace import write_text
 from infra.settings import ACCESS_VARIABLE
 
 FILE = "private/access.json"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Access:
         """What both servers need in their environment; ``folder`` keeps MLflow's table of users."""
         config = folder / "mlflow_auth.ini"
         lines = ["[mlflow]", "default_permission = READ", f"database_uri = sqlite:///{folder / 'mlflow_auth.db'}"]
-        write_text(config, "\n".join(lines) + "\n")
+        with owners_alone():
+            write_text(config, "\n".join(lines) + "\n")
         return {
             "PREFECT_SERVER_API_AUTH_STRING": f"{self.user}:{self.password}",
             "MLFLOW_AUTH_CONFIG_PATH": str(config),
@@ -69,12 +71,19 @@ def open_access(home: Path) -> Access:
     access = Access(user, password, secrets.token_hex(16))
     folder = (home / FILE).parent
     folder.mkdir(mode=0o700, exist_ok=True)
+    with owners_alone():
+        write_text(home / FILE, json.dumps(asdict(access)) + "\n")
+    return access
+
+
+@contextmanager
+def owners_alone() -> Iterator[None]:
+    """Files that are made inside are closed to everybody else."""
     before = os.umask(0o077)
     try:
-        write_text(home / FILE, json.dumps(asdict(access)) + "\n")
+        yield
     finally:
         os.umask(before)
-    return access
 
 
 def read_access(home: Path) -> Access | None:
@@ -91,7 +100,6 @@ def _split(named: str) -> tuple[str, str]:
 
 
 def forget(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without any of the names above: for processes that need no server."""
-    names = (*Access("", "", "").client(), "PREFECT_SERVER_API_AUTH_STRING", "MLFLOW_AUTH_ADMIN_PASSWORD")
-    hidden = {*names, "MLFLOW_FLASK_SERVER_SECRET_KEY", ACCESS_VARIABLE}
-    return {name: value for name, value in environment.items() if name not in hidden}
+    """The environment without what servers and their clients are told: stages run plugins' code and need none of it."""
+    theirs = ("PREFECT_", "MLFLOW_", ACCESS_VARIABLE)
+    return {name: value for name, value in environment.items() if not name.startswith(theirs)}

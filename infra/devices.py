@@ -36,6 +36,11 @@ class Taken:
         return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(self.names)}
 
 
+def hidden() -> dict[str, str]:
+    """What keeps a stage off GPUs that are there, where ``MAEFLOW_DEVICES`` names none."""
+    return {"CUDA_VISIBLE_DEVICES": ""} if DEVICES_VARIABLE in os.environ and not device_names() else {}
+
+
 def device_names() -> tuple[str, ...]:
     """GPUs that may be handed out: ``MAEFLOW_DEVICES``, else ``CUDA_VISIBLE_DEVICES``, else all there are."""
     for variable in (DEVICES_VARIABLE, "CUDA_VISIBLE_DEVICES"):
@@ -65,7 +70,7 @@ def take(
     folder = home / "devices" / socket.gethostname()
     (folder / "queue").mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        with _ticket(folder / "queue") as ahead:
+        with _ticket(folder) as ahead:
             _wait_turn(ahead, tell)
             admit()
             locks = _locks(folder, names, count, held, tell)
@@ -73,15 +78,32 @@ def take(
 
 
 @contextmanager
-def _ticket(queue: Path) -> Iterator[Callable[[], list[Path]]]:
+def _ticket(folder: Path) -> Iterator[Callable[[], list[Path]]]:
     """A place in the queue; gives a function that lists the tickets before it, without those of the dead."""
-    mine = queue / f"{time.time_ns():020d}-{os.getpid()}"
-    with mine.open("w") as handle:
+    queue = folder / "queue"
+    with _door(folder):  # A ticket is named, there and held at once, or two could be first.
+        last = max((int(ticket.name) for ticket in queue.iterdir()), default=0)
+        mine = queue / f"{last + 1:020d}"
+        handle = mine.open("w")
         fcntl.flock(handle, fcntl.LOCK_EX)
+
+    def ahead() -> list[Path]:
+        with _door(folder):
+            return [other for other in sorted(queue.iterdir()) if other.name < mine.name and _held(other)]
+
+    with handle:
         try:
-            yield lambda: [other for other in sorted(queue.iterdir()) if other.name < mine.name and _held(other)]
+            yield ahead
         finally:
             mine.unlink(missing_ok=True)
+
+
+@contextmanager
+def _door(folder: Path) -> Iterator[None]:
+    """Inside, nobody else changes the queue."""
+    with (folder / "queue.lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def _held(ticket: Path) -> bool:

@@ -35,6 +35,11 @@ class Mirror:
         """Leave out what has arrived already, by key up to a step, though the state on disk may not know it."""
         self._sent = {key: max(self._sent.get(key, -1), sent.get(key, -1)) for key in {*self._sent, *sent}}
 
+    def remember(self) -> None:
+        """Write down how far it came, so that others can go on from there."""
+        self._state_file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self._state_file, json.dumps({"offset": self._offset, "sent": self._sent}))
+
     def start(self) -> None:
         """Follow the log in the background."""
         self._thread.start()
@@ -82,8 +87,7 @@ class Mirror:
             self._client.log_batch(self._run_id, metrics=metrics[start : start + BATCH])
         if end > self._offset:
             self._offset, self._sent = end, sent
-            self._state_file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self._state_file, json.dumps({"offset": end, "sent": sent}))
+            self.remember()
         return bool(lines)
 
     def _with_file(self, name: str, send: Callable[[Path], None]) -> None:

@@ -9,11 +9,13 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from core.request import STAGES
-from infra.settings import artifact_root, store_uri, tracking_uri
+from infra import identity
+from infra.settings import MLFLOW_MODE, artifact_root, store_uri, tracking_uri
 
 PREFIX = "maeflow/"
 """Experiments are named `maeflow/<stage>`."""
@@ -21,8 +23,6 @@ PARAM_LIMIT = 6000
 """Characters beyond which MLflow cuts a parameter off; the recipe is an artifact as well."""
 KEY = "maeflow.key"
 """Tag under which a run of a flow is found again when the flow is retried."""
-MODE = "?workflowType=machine_learning"
-"""Without it MLflow's pages open in another mode."""
 
 
 def connect(home: Path) -> Any:
@@ -86,6 +86,8 @@ def find_run(client: Any, home: Path, stage: str, key: str) -> Any:
 def reopen(client: Any, run_id: str) -> None:
     """Have an ended run run again, fed by this process."""
     set_tags(client, run_id, _owner())
+    with suppress(Exception):  # There is none where its process was killed.
+        client.delete_tag(run_id, "maeflow.error")
     client.update_run(run_id, status="RUNNING")
 
 
@@ -96,12 +98,10 @@ def last_steps(client: Any, run: Any) -> dict[str, int]:
 
 
 def _owner() -> dict[str, str]:
-    import psutil
-
     return {
         "maeflow.host": socket.gethostname(),
         "maeflow.pid": str(os.getpid()),
-        "maeflow.pid_started": str(psutil.Process().create_time()),
+        "maeflow.pid_started": str(identity.made_at(os.getpid())),
     }
 
 
@@ -157,12 +157,12 @@ def set_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
 
 def link(run_id: str, experiment_id: str) -> str:
     """Path of a run's page below the address of MLflow's user interface."""
-    return f"#/experiments/{experiment_id}/runs/{run_id}{MODE}"
+    return f"#/experiments/{experiment_id}/runs/{run_id}{MLFLOW_MODE}"
 
 
 def chart(experiment_id: str) -> str:
     """Path of the page that plots all runs of an experiment beside each other."""
-    return f"#/experiments/{experiment_id}/runs{MODE}&compareRunsMode=CHART"
+    return f"#/experiments/{experiment_id}/runs{MLFLOW_MODE}&compareRunsMode=CHART"
 
 
 def compare(run_ids: Sequence[str], experiment_id: str) -> str:
@@ -170,4 +170,4 @@ def compare(run_ids: Sequence[str], experiment_id: str) -> str:
     from urllib.parse import quote
 
     runs, places = quote(json.dumps(list(run_ids))), quote(json.dumps([experiment_id]))
-    return f"#/compare-runs?runs={runs}&experiments={places}&workflowType=machine_learning"
+    return f"#/compare-runs?runs={runs}&experiments={places}&{MLFLOW_MODE[1:]}"

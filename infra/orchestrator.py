@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
 from prefect.client.schemas.filters import (
     FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
     FlowRunFilterId,
     FlowRunFilterState,
     FlowRunFilterStateType,
@@ -31,13 +32,14 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Crashed
 
 from core.errors import StageError, UserError
-from infra import reconcile
+from infra import identity, reconcile
 from infra.mlflow_runs import connect
+from infra.settling import settle
 
 HEARTBEAT = "maeflow: end runs without a heartbeat"
 WITHIN = timedelta(seconds=95)
 """Three heartbeats and some; less has been seen to end runs that live."""
-PENDING = timedelta(minutes=3)
+BEGIN_WITHIN = timedelta(minutes=3)
 """A run that a worker took and whose process has not begun by then never will."""
 SAVE_SECONDS = 40.0
 """How long a cancelled flow may take to have its stage saved, and to tell MLflow."""
@@ -102,7 +104,7 @@ def ensure_pool(prefect: SyncPrefectClient, pool: str) -> None:
 
 
 def ensure_slots(prefect: SyncPrefectClient, devices: int) -> None:
-    """As many slots as this machine has GPUs; none is asked for where there are none."""
+    """At most as many slots as this machine has GPUs; people may lower their number, and raise it again."""
     name = slot_name()
     try:
         found = prefect.read_global_concurrency_limit_by_name(name)
@@ -112,7 +114,7 @@ def ensure_slots(prefect: SyncPrefectClient, devices: int) -> None:
         return
     if not devices:
         prefect.delete_global_concurrency_limit_by_name(name)
-    elif found.limit != devices:
+    elif found.limit > devices:
         prefect.upsert_global_concurrency_limit_by_name(name, devices)
 
 
@@ -148,13 +150,18 @@ async def _rule_exists() -> bool:
 def reconcile_all(home: Path, pool: str) -> None:
     """Tell both servers of runs that ended without telling."""
     with client() as prefect:
-        _end_dead_flows(prefect, home)
-        _cancel_orphans(prefect, home)
-        _end_never_begun(prefect, pool)
         mlflow = connect(home)
-        _end_completed(prefect, mlflow)
-        reconcile.kill_orphans(mlflow, home)
-        _end_elsewhere(prefect, mlflow)
+        steps: tuple[Callable[[], object], ...] = (
+            lambda: _end_dead_flows(prefect, home),
+            lambda: _cancel_orphans(prefect, home),
+            lambda: _end_never_begun(prefect, pool),
+            lambda: _end_completed(prefect, mlflow),
+            lambda: reconcile.kill_orphans(mlflow, home),
+            lambda: _end_elsewhere(prefect, mlflow, home),
+        )
+        for step in steps:
+            with suppress(Exception):  # A server is away, or one run cannot be ended; the others are.
+                step()
 
 
 def _end_dead_flows(prefect: SyncPrefectClient, home: Path) -> None:
@@ -163,7 +170,7 @@ def _end_dead_flows(prefect: SyncPrefectClient, home: Path) -> None:
             continue
         try:
             run = prefect.read_flow_run(UUID(process.flow_run))
-        except ObjectNotFound:  # It ran without this server.
+        except (ObjectNotFound, ValueError):  # It ran without this server, or is nobody's.
             process.file.unlink(missing_ok=True)
             continue
         _end(prefect, run, f"its process {process.pid} on {process.host} is gone; {AGAIN}")
@@ -178,14 +185,16 @@ def _cancel_orphans(prefect: SyncPrefectClient, home: Path) -> None:
         with suppress(ObjectNotFound):
             run = prefect.read_flow_run(UUID(process.flow_run))
             if run.state is not None and run.state.type == StateType.CANCELLING:
-                _end_process(process.pid)
+                _end_process(process)
                 prefect.set_flow_run_state(run.id, Cancelled(message=f"its worker was gone; {AGAIN}"), force=True)
 
 
-def _end_process(pid: int) -> None:
+def _end_process(flow: reconcile.FlowProcess) -> None:
     """Have a flow save and end; kill it when it does not."""
     with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
+        process = identity.find(flow.pid, flow.started)
+        if process is None:
+            return
         process.terminate()
         with suppress(psutil.TimeoutExpired):
             process.wait(SAVE_SECONDS)
@@ -193,28 +202,31 @@ def _end_process(pid: int) -> None:
 
 
 def _end_never_begun(prefect: SyncPrefectClient, pool: str) -> None:
+    if prefect.read_work_pool(pool).type != "process":  # Elsewhere images are fetched, and machines waited for.
+        return
     waiting = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PENDING])))
     where = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
     for run in prefect.read_flow_runs(flow_run_filter=waiting, work_pool_filter=where):
-        if run.state is not None and datetime.now(UTC) - run.state.timestamp > PENDING:
+        if run.state is not None and datetime.now(UTC) - run.state.timestamp > BEGIN_WITHIN:
             _end(prefect, run, "a worker took it and ended before it began; trigger it again")
 
 
 def _end(prefect: SyncPrefectClient, run: FlowRun, why: str) -> None:
     """The end of a run that should have had one."""
+    run = prefect.read_flow_run(run.id)  # It may have ended, or begun, since it was listed.
     if run.state is None or run.state.type not in LIVE:
         return
     state: Any = Cancelled(message=why) if run.state.type == StateType.CANCELLING else Crashed(message=why)
     prefect.set_flow_run_state(run.id, state, force=True)
 
 
-def _end_elsewhere(prefect: SyncPrefectClient, mlflow: Any) -> None:
+def _end_elsewhere(prefect: SyncPrefectClient, mlflow: Any, home: Path) -> None:
     """MLflow runs of flows on other machines, by what Prefect knows of them."""
     runs = [run for run in reconcile.running(mlflow) if run.data.tags.get("maeflow.host") != socket.gethostname()]
     ended = _ended(prefect, [run.data.tags.get("prefect.flow_run_id", "") for run in runs])
     for run in runs:
         if run.data.tags.get("prefect.flow_run_id") in ended:
-            mlflow.set_terminated(run.info.run_id, status="KILLED")
+            settle(mlflow, home, run)
 
 
 def _end_completed(prefect: SyncPrefectClient, mlflow: Any) -> None:
@@ -245,11 +257,13 @@ def forget_parameters() -> None:
 
 def unfinished() -> list[tuple[str, str, str]]:
     """State, name and time of the runs that wait or work, newest first."""
-    states = FlowRunFilterState(type=FlowRunFilterStateType(any_=[*LIVE, StateType.SCHEDULED]))
+    soon = FlowRunFilterExpectedStartTime(before_=datetime.now(UTC) + timedelta(minutes=1))
     with client() as prefect:
-        found = prefect.read_flow_runs(flow_run_filter=FlowRunFilter(state=states), limit=20)
-    now = datetime.now(UTC)
-    due = [run for run in found if run.state and (run.expected_start_time or now) < now + timedelta(minutes=1)]
+        found: list[FlowRun] = []
+        for states in (LIVE, [StateType.SCHEDULED]):
+            kind = FlowRunFilterState(type=FlowRunFilterStateType(any_=states))
+            wanted = FlowRunFilter(state=kind, expected_start_time=soon)
+            found += prefect.read_flow_runs(flow_run_filter=wanted, limit=50)
     return [
-        (run.state_name or "", run.name, f"{run.state.timestamp.astimezone():%H:%M:%S}") for run in due if run.state
+        (run.state_name or "", run.name, f"{run.state.timestamp.astimezone():%H:%M:%S}") for run in found if run.state
     ]

@@ -4,11 +4,11 @@ A flow that runs writes ``runs/flows/<flow run>.json`` in the home and removes i
 no more is that of a run which was killed.
 """
 
+import atexit
 import json
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,11 @@ from typing import Any
 import psutil
 
 from core.workspace import write_text
+from infra import identity
 from infra.mlflow_runs import PREFIX
 from infra.settling import settle
 
 FOLDER = "runs/flows"
-CLOCK_SLACK = 1.0
-"""Seconds by which two readings of a process's start may differ."""
 
 
 @dataclass(frozen=True)
@@ -56,33 +55,24 @@ class FlowProcess:
 
 
 def process_alive(pid: int, started: float) -> bool:
-    """Whether process ``pid``, created at ``started``, still runs."""
-    try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - started) < CLOCK_SLACK and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    """Whether process ``pid``, made at ``started`` as `infra.identity` counts, still runs."""
+    return identity.find(pid, started) is not None
 
 
-@contextmanager
-def registered(home: Path, flow_run: str | None, *, served: bool) -> Iterator[None]:
-    """Inside, this process is known to carry ``flow_run``."""
+def register(home: Path, flow_run: str | None, *, served: bool) -> None:
+    """Have this process known as the one that carries ``flow_run``, until it ends: Prefect hears of the end late."""
     if flow_run is None:
-        yield
         return
     file = home / FOLDER / f"{flow_run}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    about = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    about = {"host": socket.gethostname(), "pid": os.getpid(), "started": identity.made_at(os.getpid())}
     write_text(file, json.dumps({**about, "served": served, **_parent()}) + "\n")
-    try:
-        yield
-    finally:
-        file.unlink(missing_ok=True)
+    atexit.register(file.unlink, missing_ok=True)
 
 
 def _parent() -> dict[str, float]:
     parent = psutil.Process().parent()
-    return {"parent": parent.pid, "parent_started": parent.create_time()} if parent else {}
+    return {"parent": parent.pid, "parent_started": identity.made_at(parent.pid)} if parent else {}
 
 
 def flow_processes(home: Path) -> list[FlowProcess]:
@@ -91,7 +81,7 @@ def flow_processes(home: Path) -> list[FlowProcess]:
     for file in sorted((home / FOLDER).glob("*.json")):
         try:
             found.append(FlowProcess(flow_run=file.stem, file=file, **json.loads(file.read_text())))
-        except FileNotFoundError:  # It ended this moment.
+        except (FileNotFoundError, TypeError, ValueError):  # It ended this moment, or is no file of ours.
             continue
     return found
 
@@ -105,8 +95,9 @@ def kill_orphans(client: Any, home: Path) -> list[str]:
     for run in running(client):
         tags = run.data.tags
         if tags.get("maeflow.host") == socket.gethostname() and not _alive(tags):
-            settle(client, home, run)
-            ended.append(run.info.run_id)
+            with suppress(Exception):  # One that MLflow cannot end now is tried again, and holds up no other.
+                settle(client, home, run)
+                ended.append(run.info.run_id)
     return ended
 
 

@@ -1,6 +1,7 @@
 """The MLflow side of a pipeline, best effort: whatever fails here is told and costs no work."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ class RunRecords:
         """Connect, end what dead processes left running, and start the pipeline's run."""
         try:
             self.client = runs.connect(self.home)
-            kill_orphans(self.client, self.home)
+            with suppress(Exception):  # What others left must not keep this run from being recorded.
+                kill_orphans(self.client, self.home)
             tags = {**self.tags, "maeflow.recipe_digest": recipe_digest(self.recipe)}
             if earlier := self._earlier("pipeline", "pipeline"):
                 self.pipeline_id = str(earlier.info.run_id)
@@ -107,6 +109,8 @@ class RunRecords:
         reused: bool,
     ) -> StageRun:
         """Start a stage's run; events flow into it until it is finished."""
+        if self.pipeline_id is None:
+            self.open()  # MLflow was away when the flow began.
         if self.pipeline_id is None:
             return StageRun(self.client, None, failure=self.failure)
         try:
@@ -149,6 +153,7 @@ class RunRecords:
     def _mirror(self, run_id: str, folder: StageFolder, earlier: Any) -> Mirror:
         state = self.home / "runs" / "mirror" / f"{run_id}.json"
         mirror = Mirror(self.client, run_id, lambda: folder.current, state)
+        mirror.remember()
         if earlier is not None:
             mirror.skip(runs.last_steps(self.client, earlier))
         return mirror

@@ -1,5 +1,6 @@
 """The three processes of a local stack: Prefect's server, MLflow's server, and a worker."""
 
+import errno
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -31,19 +32,14 @@ class Addresses:
     mlflow: int = MLFLOW_PORT
 
     @property
-    def reachable(self) -> str:
-        """The host under which this machine reaches what listens."""
-        return "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104 - compared, not bound to
-
-    @property
     def prefect_url(self) -> str:
         """Prefect's pages; the API is below them."""
-        return f"http://{self.reachable}:{self.prefect}"
+        return f"http://{self.host}:{self.prefect}"
 
     @property
     def mlflow_url(self) -> str:
         """MLflow's pages, and where runs are written to."""
-        return f"http://{self.reachable}:{self.mlflow}"
+        return f"http://{self.host}:{self.mlflow}"
 
 
 @dataclass(frozen=True)
@@ -103,6 +99,9 @@ def mlflow_server(home: Path, addresses: Addresses, access: Access | None) -> Se
     }
     if access:
         command = (*command, "--app-name", "basic-auth")
+    if addresses.host not in LOOPBACK:  # MLflow turns away whoever calls it by another name.
+        known = (f"{addresses.host}:{addresses.mlflow}", "localhost:*", "127.0.0.1:*")
+        command = (*command, "--allowed-hosts", ",".join(known))
     return Service("mlflow", _python(*command), environment, _answers(f"{addresses.mlflow_url}/health"), START_SECONDS)
 
 
@@ -141,6 +140,11 @@ def check_host(host: str, access: Access | None) -> None:
     Raises:
         UserError: that says how to go on.
     """
+    if host in ("0.0.0.0", "::", "") or ":" in host:  # noqa: S104 - refused, not bound to
+        raise UserError(
+            f"--host {host}: give the one name or IPv4 address under which other machines reach this one; the servers' "
+            "pages and links are made of it"
+        )
     if host not in LOOPBACK and access is None:
         raise UserError(f"--host {host} would let other machines in without a password; add --auth, or leave it out")
 
@@ -151,7 +155,11 @@ def check_ports(addresses: Addresses) -> None:
     Raises:
         UserError: that names the port, who has it, and a free one.
     """
+    if addresses.prefect == addresses.mlflow:
+        raise UserError(f"both servers cannot listen at port {addresses.prefect}; change one of them")
     for option, port in (("--prefect-port", addresses.prefect), ("--mlflow-port", addresses.mlflow)):
+        if not 0 < port < 65536:
+            raise UserError(f"{option} {port}: ports are numbers from 1 to 65535")
         if _free(addresses.host, port):
             continue
         other = next(n for n in range(port + 1, 65536) if _free(addresses.host, n))
@@ -159,13 +167,14 @@ def check_ports(addresses: Addresses) -> None:
 
 
 def _free(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
+    with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                return False
+            raise UserError(f"--host {host} is no address of this machine ({error.strerror})") from None
     return True
 
 

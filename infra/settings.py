@@ -12,6 +12,8 @@ ACCESS_VARIABLE = "MAEFLOW_ACCESS"
 POOL_VARIABLE = "MAEFLOW_POOL"
 DEFAULT_POOL = "maeflow"
 """Prefect's work pool for runs on this machine."""
+MLFLOW_MODE = "?workflowType=machine_learning"
+"""Part of every link: without it MLflow's pages open in another mode."""
 MLFLOW_PAGES_VARIABLE = "MAEFLOW_MLFLOW_URL"
 """Address under which people reach MLflow's pages, where it is not the one that runs write to."""
 

@@ -21,7 +21,7 @@ import psutil
 
 from core.errors import StageError, UserError
 from core.workspace import write_text
-from infra import services, settings
+from infra import identity, services, settings
 from infra.access import Access, open_access, read_access
 from infra.reconcile import flow_processes
 from infra.services import Addresses, Service
@@ -31,7 +31,12 @@ ROUND_SECONDS = 1.0
 RECONCILE_SECONDS = 10.0
 PATIENCE = (0.0, 1.0, 5.0, 15.0, 60.0)
 """Seconds before a process that died is started anew: the first time, the second ... ."""
+LONG_AGO = 600.0
+"""Seconds without a death after which the next one counts as the first."""
 STOP_SECONDS = 25.0
+DOWN_SECONDS = 5 * STOP_SECONDS + 15
+"""Runs, worker and two servers, one after the other, and what has to be killed."""
+SERVERS = ("prefect", "mlflow")
 Tell = Callable[[str], None]
 
 
@@ -53,21 +58,16 @@ class Handle:
 
     pid: int
     started: float
-    """When it was created, seconds since the epoch: numbers of processes come again."""
+    """When it was made, as `infra.identity` counts."""
 
     @classmethod
     def of(cls, pid: int) -> "Handle":
         """The handle of a running process."""
-        return cls(pid, psutil.Process(pid).create_time())
+        return cls(pid, identity.made_at(pid))
 
     def process(self) -> psutil.Process | None:
         """The process, if it still runs."""
-        try:
-            found = psutil.Process(self.pid)
-            same = abs(found.create_time() - self.started) < 1.0
-            return found if same and found.status() != psutil.STATUS_ZOMBIE else None
-        except psutil.NoSuchProcess:
-            return None
+        return identity.find(self.pid, self.started)
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,8 @@ class Supervisor:
     _handles: dict[str, Handle] = field(default_factory=dict)
     _deaths: dict[str, int] = field(default_factory=dict)
     _again: dict[str, float] = field(default_factory=dict)
+    _last: dict[str, float] = field(default_factory=dict)
+    _services: list[Service] = field(default_factory=list)
     _ready: bool = False
     _access: Access | None = None
 
@@ -168,6 +170,7 @@ class Supervisor:
         self._access = open_access(self.home) if self.options.protected else None
         services.check_host(self.options.addresses.host, self._access)
         self._take_over()
+        self._services = [*self._servers(), self._worker()]
         try:
             self._start()
             if self._ready:
@@ -182,6 +185,9 @@ class Supervisor:
     def _take_over(self) -> None:
         """Keep what a supervisor that was killed has left running, if it is what is asked for now."""
         state = State.read(self.home)
+        for name in SERVERS:
+            if state is not None and name in state.processes and state.processes[name].process() is None:
+                _end_left(state.processes[name])
         if state is None or not any(state.running.values()):
             services.check_ports(self.options.addresses)
             return
@@ -189,21 +195,22 @@ class Supervisor:
         if same != (self.options.addresses, self.options.protected, self.options.pool):
             self.tell("stopping what an earlier `maeflow up` with other options left running")
             stop_all(self.home, state.processes)
+            services.check_ports(self.options.addresses)
             return
         self._handles = {name: h for name, h in state.processes.items() if h.process() is not None}
         self.tell(f"taking over what runs already: {', '.join(self._handles)}")
 
     def _start(self) -> None:
-        servers, client = self._servers(), self._client()
+        *servers, worker = self._services
         for service in servers:
             self._keep(service)
         for service in servers:
             self._await(service)
         if self.stopping.is_set():
             return
-        os.environ.update(client)
+        os.environ.update(self._client())
         self.prepare()
-        self._keep(self._worker())
+        self._keep(worker)
         self._ready = True
         self._save()
 
@@ -238,18 +245,23 @@ class Supervisor:
 
     def _look(self) -> None:
         """Start anew what died."""
-        for service in (*self._servers(), self._worker()):
+        for service in self._services:
             if self._handles[service.name].process() is not None:
                 continue
             now = time.monotonic()
             if service.name not in self._again:
-                deaths = self._deaths.get(service.name, 0)
+                lately = now - self._last.get(service.name, now) < LONG_AGO
+                deaths = self._deaths.get(service.name, 0) if lately else 0
                 wait = PATIENCE[min(deaths, len(PATIENCE) - 1)]
                 self._again[service.name], self._deaths[service.name] = now + wait, deaths + 1
+                self._last[service.name] = now
                 self.tell(f"{service.name} ended; it is started again in {wait:.0f} s")
             if now >= self._again[service.name]:
                 del self._again[service.name]
-                self._keep(service)
+                try:
+                    self._keep(service)
+                except OSError as error:  # A full disk; what still runs goes on, and the next round tries again.
+                    self.tell(f"{service.name} cannot be started: {error.strerror}")
 
     def _reconciling(self) -> None:
         while not self.stopping.wait(RECONCILE_SECONDS):
@@ -286,8 +298,9 @@ def start(service: Service, home: Path) -> Handle:
             cwd=log.parent,
             env=environment,
         )
+    handle = Handle.of(process.pid)
     threading.Thread(target=process.wait, daemon=True).start()  # Or it would stay a zombie.
-    return Handle.of(process.pid)
+    return handle
 
 
 def log_file(home: Path, name: str) -> Path:
@@ -297,18 +310,19 @@ def log_file(home: Path, name: str) -> Path:
 
 def stop_all(home: Path, handles: Mapping[str, Handle]) -> None:
     """End runs, then the worker, then the servers, each with all its descendants."""
-    _end_runs(home)
+    _end_runs(home, handles.get("worker"))
     for name in ("worker", "prefect", "mlflow"):
         if name in handles and (process := handles[name].process()) is not None:
             _end(process)
 
 
-def _end_runs(home: Path) -> None:
-    """Ask the flows that workers have started to save and end; a worker that is ended first would kill them."""
+def _end_runs(home: Path, worker: Handle | None) -> None:
+    """Ask the flows of a worker to save and end, which would kill them; those whose worker is gone as well."""
     flows = []
     for flow in flow_processes(home):
         with suppress(psutil.NoSuchProcess):
-            if flow.here and flow.alive and flow.served:
+            ours = flow.orphaned or (worker is not None and flow.parent == worker.pid)
+            if flow.here and flow.alive and flow.served and ours:
                 flows.append(psutil.Process(flow.pid))
                 flows[-1].terminate()
     psutil.wait_procs(flows, timeout=STOP_SECONDS)
@@ -362,13 +376,16 @@ def down(home: Path, tell: Tell) -> None:
         raise UserError(f"nothing runs for {home}; `maeflow up` starts it")
     supervisor = state.supervisor.process()
     if supervisor is None:
-        tell("its supervisor is gone; ending what it left")
-        stop_all(home, state.processes)
-        (home / STATE).unlink(missing_ok=True)
+        with alone(home) as mine:
+            if not mine:
+                raise UserError("`maeflow up` is just taking it over; call `maeflow down` again when it is up")
+            tell("its supervisor is gone; ending what it left")
+            stop_all(home, state.processes)
+            (home / STATE).unlink(missing_ok=True)
         return
     supervisor.send_signal(signal.SIGTERM)
     try:
-        supervisor.wait(4 * STOP_SECONDS)
+        supervisor.wait(DOWN_SECONDS)
     except psutil.TimeoutExpired:
         raise StageError(f"process {state.supervisor.pid} does not end; kill it, then `maeflow down` again") from None
 

@@ -41,14 +41,34 @@ def test_what_is_no_name_and_password_is_refused(tmp_path, monkeypatch, wrong):
     assert not (tmp_path / "private").exists()
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "example.org", "::"])
+@pytest.mark.parametrize("host", ["10.0.0.1", "example.org"])
 def test_other_machines_are_let_in_by_password_only(host):
     with pytest.raises(UserError, match="--auth"):
         check_host(host, None)
     check_host(host, Access("lab", "secret-words", "key"))
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "::1", ""])
+def test_a_host_is_one_address_that_links_can_be_made_of(host):
+    with pytest.raises(UserError, match="under which other machines reach this one"):
+        check_host(host, Access("lab", "secret-words", "key"))
+
+
+@pytest.mark.parametrize(
+    ("addresses", "message"),
+    [
+        (Addresses(prefect=5000, mlflow=5000), "both servers cannot listen at port 5000"),
+        (Addresses(prefect=70000), "--prefect-port 70000"),
+        (Addresses(host="192.0.2.1"), "192.0.2.1 is no address of this machine"),
+        (Addresses(host="no-such-host.invalid"), "no-such-host.invalid is no address of this machine"),
+    ],
+)
+def test_addresses_that_cannot_be_are_refused(addresses, message):
+    with pytest.raises(UserError, match=message):
+        check_ports(addresses)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_loopback_needs_none(host):
     check_host(host, None)
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from core.errors import UserError
-from infra.devices import device_names, take
+from infra.devices import device_names, hidden, take
 
 HOLDER = """
 import subprocess, sys, time
@@ -137,3 +137,29 @@ def test_what_is_handed_out(monkeypatch, variables, names):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert device_names() == names
+
+
+def test_none_keeps_stages_off_gpus_that_are_there(monkeypatch):
+    monkeypatch.setenv("MAEFLOW_DEVICES", "none")
+    assert hidden() == {"CUDA_VISIBLE_DEVICES": ""}
+    monkeypatch.setenv("MAEFLOW_DEVICES", "0")
+    assert hidden() == {}
+
+
+def test_many_who_come_at_once_are_served_one_after_the_other(tmp_path):
+    inside, most = [], []
+
+    def visit():
+        with take(tmp_path, ["0", "1"], 2, lambda _: None, lambda: None):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.pop()
+
+    visitors = [threading.Thread(target=visit) for _ in range(12)]
+    for visitor in visitors:
+        visitor.start()
+    for visitor in visitors:
+        visitor.join(timeout=60)
+    assert most == [1] * 12
+    assert not list(tmp_path.glob("devices/*/queue/*"))

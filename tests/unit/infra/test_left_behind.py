@@ -6,7 +6,7 @@ import sys
 
 import psutil
 
-from infra import reconcile, stack
+from infra import identity, reconcile, stack
 
 PARENT = "import subprocess, sys, time; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); time.sleep(60)"
 
@@ -32,20 +32,34 @@ def test_what_a_killed_server_leaves_behind_is_ended():
 def test_a_flow_knows_when_its_worker_is_gone(tmp_path):
     worker = subprocess.Popen(["sleep", "60"])
     try:
-        with reconcile.registered(tmp_path, "run", served=True):
-            (own,) = reconcile.flow_processes(tmp_path)
-            assert own.alive
-            assert not own.orphaned
-            about = json.loads(own.file.read_text())
-            parent = {"parent": worker.pid, "parent_started": psutil.Process(worker.pid).create_time()}
-            own.file.write_text(json.dumps(about | parent))
-            assert not reconcile.flow_processes(tmp_path)[0].orphaned
-            os.kill(worker.pid, signal.SIGKILL)
-            worker.wait()
-            assert reconcile.flow_processes(tmp_path)[0].orphaned
-            assert reconcile.flow_processes(tmp_path)[0].alive
-            own.file.write_text(json.dumps(about | parent | {"served": False}))
-            assert not reconcile.flow_processes(tmp_path)[0].orphaned
+        reconcile.register(tmp_path, "run", served=True)
+        (own,) = reconcile.flow_processes(tmp_path)
+        assert own.alive
+        assert not own.orphaned
+        about = json.loads(own.file.read_text())
+        parent = {"parent": worker.pid, "parent_started": identity.made_at(worker.pid)}
+        own.file.write_text(json.dumps(about | parent))
+        assert not reconcile.flow_processes(tmp_path)[0].orphaned
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.wait()
+        assert reconcile.flow_processes(tmp_path)[0].orphaned
+        assert reconcile.flow_processes(tmp_path)[0].alive
+        own.file.write_text(json.dumps(about | parent | {"served": False}))
+        assert not reconcile.flow_processes(tmp_path)[0].orphaned
     finally:
         worker.kill()
-    assert not reconcile.flow_processes(tmp_path)
+
+
+def test_a_flow_is_known_until_its_process_ends_and_strange_files_hold_nobody_up(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from infra import reconcile\n"
+        "home = Path(sys.argv[1]); reconcile.register(home, 'run', served=True)\n"
+        "print(len(reconcile.flow_processes(home)))"
+    )
+    for strange, text in (("a.json", "{}"), ("b.json", "no json")):
+        file = tmp_path / "runs" / "flows" / strange
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"]
+    assert reconcile.flow_processes(tmp_path) == []
