@@ -157,8 +157,7 @@ class Follower:
 
     def __init__(self, folder: Callable[[], Path], console: Console) -> None:
         self._folder, self._console = folder, console
-        file = folder() / EVENTS_FILE
-        self._offset = file.stat().st_size if file.exists() else 0
+        self._offset = _end_of_lines(folder() / EVENTS_FILE)
 
     def tick(self) -> None:
         """Tell what is new."""
@@ -180,6 +179,11 @@ class Follower:
             self._console.metrics(event["values"])
         elif event["kind"] == "note":
             self._console.line(f"  note: {event['text']}")
+
+
+def _end_of_lines(file: Path) -> int:
+    """Where the next event will be written: a torn last line, as a full disk leaves it, is cut off before."""
+    return file.read_bytes().rfind(b"\n") + 1 if file.exists() else 0
 
 
 def _worth_showing(values: dict[str, float]) -> dict[str, float]:

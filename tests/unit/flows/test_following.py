@@ -3,7 +3,7 @@
 import json
 import threading
 
-from core.tracking import EVENTS_FILE
+from core.tracking import EVENTS_FILE, JsonlTracker
 from flows.console import Follower, PlainConsole
 
 
@@ -47,3 +47,15 @@ def test_a_folder_that_is_given_its_final_name_meanwhile_costs_nothing(tmp_path)
         done.set()
         thread.join()
     assert said
+
+
+def test_a_torn_event_that_the_next_attempt_cuts_off_is_passed_over(tmp_path):
+    log = tmp_path / EVENTS_FILE
+    log.write_text(event(0) + event(1)[:10])  # The disk was full.
+    said = []
+    follower = Follower(lambda: tmp_path, PlainConsole(said.append))
+    follower.tick()
+    with JsonlTracker(tmp_path) as tracker:
+        tracker.note("again")
+    follower.tick()
+    assert [line.split()[-1] for line in said] == ["again"]
