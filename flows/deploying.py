@@ -152,36 +152,29 @@ def _register(prefect: SyncPrefectClient, wanted: Wanted, found: DeploymentRespo
     wanted = replace(wanted, parameters=kept | wanted.parameters)  # Sources that were given once stay.
     if found.version == wanted.version:
         return "unchanged"
-    update = DeploymentUpdate(
-        version=wanted.version,
-        description=wanted.description,
-        parameters=wanted.parameters,
-        tags=list(wanted.tags),
-        work_pool_name=wanted.pool,
-        entrypoint=wanted.entrypoint,
-        enforce_parameter_schema=True,
-        parameter_openapi_schema=wanted.schema,
-    )
+    update = DeploymentUpdate(**_fields(wanted))
     prefect.update_deployment(found.id, update)
     return "changed"
 
 
 def _create(prefect: SyncPrefectClient, wanted: Wanted) -> None:
     example = [DeploymentScheduleCreate(schedule=EXAMPLE, active=False)] if wanted.scheduled else None
-    prefect.create_deployment(
-        flow_id=prefect.create_flow(wanted.flow),
-        name=wanted.name,
-        version=wanted.version,
-        description=wanted.description,
-        parameters=wanted.parameters,
-        tags=list(wanted.tags),
-        work_pool_name=wanted.pool,
-        entrypoint=wanted.entrypoint,
-        enforce_parameter_schema=True,
-        parameter_openapi_schema=wanted.schema,
-        schedules=example,
-        pull_steps=[],
-    )
+    flow = prefect.create_flow(wanted.flow)
+    prefect.create_deployment(flow_id=flow, name=wanted.name, schedules=example, pull_steps=[], **_fields(wanted))
+
+
+def _fields(wanted: Wanted) -> dict[str, Any]:
+    """What a new deployment and a changed one are told alike."""
+    return {
+        "version": wanted.version,
+        "description": wanted.description,
+        "parameters": wanted.parameters,
+        "tags": list(wanted.tags),
+        "work_pool_name": wanted.pool,
+        "entrypoint": wanted.entrypoint,
+        "enforce_parameter_schema": True,
+        "parameter_openapi_schema": wanted.schema,
+    }
 
 
 def _tell(changes: Sequence[tuple[str, Wanted]], gone: Sequence[str]) -> None:
