@@ -33,11 +33,11 @@ def _quiet(tmp_path_factory):
 def pytest_collection_modifyitems(items):
     """Skip what this machine cannot do, with the reason."""
     for item in items:
-        if "network" in item.keywords and not os.environ.get(NETWORK):
+        if item.get_closest_marker("network") and not os.environ.get(NETWORK):
             item.add_marker(pytest.mark.skip(reason=f"needs a package registry; set {NETWORK}=1 to run it"))
-        if "long" in item.keywords and not os.environ.get(LONG):
+        if item.get_closest_marker("long") and not os.environ.get(LONG):
             item.add_marker(pytest.mark.skip(reason=f"takes minutes; set {LONG}=1 or call `make test-long` to run it"))
-    waiting = [item for item in items if "gpu" in item.keywords]
+    waiting = [item for item in items if item.get_closest_marker("gpu")]
     if not waiting:
         return
     import torch

@@ -119,9 +119,13 @@ class Stack:
 
         settings.apply(self.home)
         assert stack.join(self.home)
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
         from infra.mlflow_runs import connect
         from infra.orchestrator import client
 
+        # Prefect may have been imported, with another server, before.
+        self.entered.enter_context(temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}))
         self.prefect = self.entered.enter_context(client())
         self.mlflow = connect(self.home)
 

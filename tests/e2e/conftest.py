@@ -16,7 +16,7 @@ IMAGES = 200
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if "e2e" in item.keywords and not os.environ.get(E2E):
+        if item.get_closest_marker("e2e") and not os.environ.get(E2E):
             item.add_marker(pytest.mark.skip(reason=f"takes minutes; set {E2E}=1 or call `make test-e2e` to run it"))
 
 

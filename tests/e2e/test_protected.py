@@ -116,7 +116,7 @@ def inside(root, source):
         labels = ("--labelled", source / "labels.csv")
         found["run"] = machine("trigger", "medical/demo", "--data", source, *labels, *QUICK, "--watch")
         found["failed"] = machine("trigger", "medical/demo", "--data", source / "cut", *QUICK, "--watch")
-        found["unchecked"] = unchecked(machine, stranger | {"PREFECT_API_AUTH_STRING": right}, str(source))
+        found["unchecked"] = unchecked(machine, stranger | {"PREFECT_API_AUTH_STRING": right}, "/wards/of-somebody")
         found["secret"] = right.partition(":")[2]
         found["command lines"] = [" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])]
     finally:
