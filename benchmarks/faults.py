@@ -462,11 +462,11 @@ def missed(bench: Bench, name: str) -> Row:
     from prefect.client.schemas.schedules import IntervalSchedule
 
     row, stack = bench.begin(name), bench.stack
-    due = datetime.now(UTC) + timedelta(seconds=35)
+    due = datetime.now(UTC) + timedelta(seconds=90)  # The scheduler looks once a minute.
     found = stack.prefect.read_deployment_by_name("image/faults")
     schedule = IntervalSchedule(interval=timedelta(days=1), anchor_date=due)
     made = stack.prefect.create_deployment_schedules(found.id, [(schedule, True)])
-    waiting, _ = until(lambda: scheduled(bench), 30, every=0.5)
+    waiting, _ = until(lambda: scheduled(bench), 75, every=0.5)
     row.expect(waiting, "Prefect has not scheduled a run")
     stack.down()
     row.expect(datetime.now(UTC) < due, "the stack went down too late")
