@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from core.config import ComputeConfig
+from core.errors import UserError
 from core.request import StageName
 from flows import console
 from infra import devices
@@ -40,22 +41,45 @@ def admitted(home: Path, stage: StageName, compute: ComputeConfig, *, served: bo
 
 
 def _slot(held: ExitStack, count: int) -> None:
-    """Take slots; a server that cannot be asked holds nobody up, since the locks are there as well."""
+    """Take slots; a server that cannot be asked holds nobody up, since the locks are there as well.
+
+    Raises:
+        UserError: if there will never be as many.
+    """
     from infra.orchestrator import slot_name
 
     tries = 0
     while True:
         try:
+            _never_more(count)
             held.enter_context(_leased(slot_name(), count))
         except TimeoutError:
             if tries % TELL_EVERY == 0:
                 console.current().line(f"waiting for a GPU: all slots of {slot_name()} are taken")
             tries += 1
+        except UserError:
+            raise
         except Exception as error:  # noqa: BLE001 - told, and left to the locks
             console.current().line(f"note: Prefect's slots cannot be asked for ({type(error).__name__})")
             return
         else:
             return
+
+
+def _never_more(count: int) -> None:
+    """Refuse what would be waited for in vain.
+
+    Raises:
+        UserError: if people have set the limit below ``count``.
+    """
+    from infra.orchestrator import slot_limit, slot_name
+
+    limit = slot_limit()
+    if limit is not None and count > limit:
+        raise UserError(
+            f"compute.processes asks for {count} GPUs, and Prefect's concurrency limit {slot_name()} is {limit}; lower "
+            "the one or raise the other"
+        )
 
 
 @contextmanager

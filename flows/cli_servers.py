@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from flows.options import DebugOption, HomeOption, LabelledOption, SetOption, begin
+from infra.settings import MLFLOW_PORT, PREFECT_PORT
 
 app = typer.Typer()
 DONE, FAILED = 0, 1
@@ -19,8 +20,8 @@ PoolOption = Annotated[
 def up(
     home: HomeOption = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
-    prefect_port: Annotated[int, typer.Option("--prefect-port", help="Port of Prefect's server.")] = 4200,
-    mlflow_port: Annotated[int, typer.Option("--mlflow-port", help="Port of MLflow's server.")] = 5000,
+    prefect_port: Annotated[int, typer.Option("--prefect-port", help="Port of Prefect's server.")] = PREFECT_PORT,
+    mlflow_port: Annotated[int, typer.Option("--mlflow-port", help="Port of MLflow's server.")] = MLFLOW_PORT,
     auth: Annotated[bool, typer.Option("--auth", help="Ask for a password; `maeflow access` shows it.")] = False,
     limit: Annotated[int | None, typer.Option("--limit", help="Most runs at once.")] = None,
     pool: PoolOption = None,

@@ -5,12 +5,14 @@ modalities are installed; deployments name them so.
 """
 
 import inspect
+import os
 import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import Flow
+from prefect.runtime import deployment
 from prefect.utilities.callables import ParameterSchema, parameter_schema
 from pydantic import Field
 
@@ -139,7 +141,13 @@ def form(modality: str) -> ParameterSchema:
 
 
 def served_home() -> Path:
-    """The home of this process, which runs in a folder of Prefect's choice."""
+    """The home of this process.
+
+    Raises:
+        UserError: if a worker has started it without one: its folder is of Prefect's choice, and soon removed.
+    """
+    if deployment.id is not None and settings.HOME_VARIABLE not in os.environ:
+        raise UserError("MAEFLOW_HOME is not set where this worker runs; start it with `maeflow worker --home FOLDER`")
     return settings.home_folder()
 
 

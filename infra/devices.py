@@ -47,11 +47,16 @@ def device_names() -> tuple[str, ...]:
         if (named := os.environ.get(variable)) is not None:
             names = tuple(name.strip() for name in named.split(",") if name.strip())
             return () if names in (("none",), ("-1",)) else names
+    return tuple(str(number) for number in range(installed()))
+
+
+def installed() -> int:
+    """How many GPUs `nvidia-smi` lists."""
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(str(number) for number, line in enumerate(listed.splitlines()) if line.startswith("GPU "))
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.splitlines())
 
 
 @contextmanager

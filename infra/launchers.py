@@ -32,6 +32,7 @@ from core.errors import StageError, StageLost, StagePreempted, UserError, disk_f
 from core.request import StageRequest
 from core.workspace import write_text
 from infra.access import forget
+from infra.devices import installed
 from infra.settings import debug
 
 DONE, FAILED, WRONG, STOPPED, FULL, LOST = range(6)
@@ -222,11 +223,7 @@ def visible_gpus(environment: Mapping[str, str]) -> int:
     if named is not None:
         names = [name.strip() for name in named.split(",")]
         return next((place for place, name in enumerate(names) if name in ("", "-1", "none")), len(names))
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=20).stdout
-    except (OSError, subprocess.SubprocessError):
-        return 0
-    return sum(line.startswith("GPU ") for line in listed.splitlines())
+    return installed()
 
 
 def launcher_for(

@@ -80,6 +80,15 @@ def slot_name(host: str | None = None) -> str:
     return f"maeflow-gpu-{host or socket.gethostname()}"
 
 
+def slot_limit() -> int | None:
+    """How many GPUs of this machine Prefect hands out at once; None where it counts none."""
+    with client() as prefect:
+        try:
+            return prefect.read_global_concurrency_limit_by_name(slot_name()).limit
+        except ObjectNotFound:
+            return None
+
+
 def set_up(pool: str, devices: int) -> None:
     """Make what is not there yet; calling it again changes nothing."""
     with client() as prefect:

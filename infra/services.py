@@ -14,8 +14,8 @@ import psutil
 from core.errors import UserError
 from infra import settings
 from infra.access import LOOPBACK, Access
+from infra.settings import MLFLOW_PORT, PREFECT_PORT
 
-PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 HEALTH_SECONDS = 3.0
 START_SECONDS = 200.0
 """How long a server may take until it answers: 90 were not enough with six busy processes per core."""

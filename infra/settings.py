@@ -12,6 +12,8 @@ ACCESS_VARIABLE = "MAEFLOW_ACCESS"
 POOL_VARIABLE = "MAEFLOW_POOL"
 DEFAULT_POOL = "maeflow"
 """Prefect's work pool for runs on this machine."""
+PREFECT_PORT, MLFLOW_PORT = 4200, 5000
+"""Where the servers of a local stack listen."""
 MLFLOW_MODE = "?workflowType=machine_learning"
 """Part of every link: without it MLflow's pages open in another mode."""
 MLFLOW_PAGES_VARIABLE = "MAEFLOW_MLFLOW_URL"

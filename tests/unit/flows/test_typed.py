@@ -119,3 +119,12 @@ def test_a_private_source_becomes_its_public_name(tmp_path):
     given = changed(tmp_path, "medical/demo", deployment(tmp_path, "medical/demo"), [str(ward)], None, None, [])
     assert given["sources"][0]["path"].startswith("private:")
     assert "miller" not in str(given)
+
+
+def test_a_worker_without_a_home_is_told_so(monkeypatch):
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "6d35d5b5-2c9f-4f0a-8f0e-3c7ad1b9e5a1")
+    monkeypatch.delenv("MAEFLOW_HOME", raising=False)
+    with pytest.raises(UserError, match="MAEFLOW_HOME is not set where this worker runs"):
+        typed.served_home()
+    monkeypatch.setenv("MAEFLOW_HOME", "kept")
+    assert typed.served_home().name == "kept"
