@@ -140,3 +140,20 @@ def test_the_end_of_a_run_whose_worker_was_stopped_is_told(bench):
     assert "retry" in run.state.message
     ended_in_mlflow(run, "KILLED")
     assert run.lost()[0] == 0
+
+
+def test_more_gpus_than_prefect_hands_out_are_refused_and_not_waited_for(bench):
+    from core.errors import UserError
+    from flows.admission import _never_more
+    from infra.orchestrator import client, ensure_slots, slot_name
+
+    with client() as prefect:
+        ensure_slots(prefect, 1)
+        try:
+            _never_more(1)
+            with pytest.raises(UserError, match="asks for 2 GPUs, and Prefect's concurrency limit .* is 1"):
+                _never_more(2)
+        finally:
+            ensure_slots(prefect, 0)
+        assert slot_name() not in {limit.name for limit in prefect.read_global_concurrency_limits(limit=10, offset=0)}
+    _never_more(2)
