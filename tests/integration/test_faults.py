@@ -151,7 +151,7 @@ def test_more_gpus_than_prefect_hands_out_are_refused_and_not_waited_for(bench):
         ensure_slots(prefect, 1)
         try:
             _never_more(1)
-            with pytest.raises(UserError, match="asks for 2 GPUs, and Prefect's concurrency limit .* is 1"):
+            with pytest.raises(UserError, match=r"asks for 2 GPUs, and Prefect's concurrency limit .* is 1"):
                 _never_more(2)
         finally:
             ensure_slots(prefect, 0)
