@@ -19,23 +19,12 @@ from itertools import pairwise
 from pathlib import Path
 from uuid import UUID
 
-from PIL import Image
-from sklearn.datasets import load_digits
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from walking import digits
 
 RECIPE, STAGES = "image/tiny", ("prepare", "pretrain", "finetune", "evaluate")
 COMMAND = [sys.executable, "-P", "-m", "flows.cli"]
 PHASES = ("until the first stage", *STAGES, "after the last stage", "whole")
-
-
-def digits(folder: Path, count: int) -> Path:
-    """Real handwritten digits as files by split and class."""
-    data = load_digits()
-    for number in range(count):
-        split = "test" if number % 5 == 0 else "train"
-        file = folder / split / str(data.target[number]) / f"{number:04d}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((data.images[number] * 15.9).astype("uint8")).resize((28, 28)).save(file)
-    return folder
 
 
 def maeflow(home: Path, *words: str) -> str:

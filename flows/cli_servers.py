@@ -72,6 +72,15 @@ def access(home: HomeOption = None) -> None:
 
 
 @app.command()
+def env(home: HomeOption = None) -> None:
+    """Print what Prefect's and MLflow's own commands need to find the servers, as `eval "$(maeflow env)"` takes it."""
+    root = begin(home)
+    from flows.serving import exports
+
+    print(exports(root))
+
+
+@app.command()
 def worker(
     home: HomeOption = None,
     pool: PoolOption = None,

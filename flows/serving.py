@@ -1,6 +1,7 @@
 """``maeflow up``, ``status`` and ``worker``: the stack as people start it and look at it."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,10 +10,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from core.errors import StageError
+from core.errors import StageError, UserError
 from infra import devices, stack
-from infra.settings import MLFLOW_MODE
-from infra.stack import Options, State, Supervisor, join
+from infra.settings import MLFLOW_MODE, QUIET
+from infra.stack import Options, State, Supervisor, client_of, join
 
 READY_SECONDS = 240.0
 
@@ -90,6 +91,7 @@ def _say(home: Path, state: State) -> None:
     print(f"  logs      {home / 'stack'}")
     if state.protected:
         print("  password  `maeflow access` shows it")
+    print("  commands  Prefect's and MLflow's own find the servers after: eval \"$(maeflow env)\"")
     print("next:  maeflow deploy", flush=True)
 
 
@@ -110,6 +112,19 @@ def _reconcile(home: Path, options: Options) -> None:
     from infra.orchestrator import reconcile_all
 
     reconcile_all(home, options.pool)
+
+
+def exports(home: Path) -> str:
+    """Lines for a shell after which commands that are not ours speak to the servers of ``home``.
+
+    Raises:
+        UserError: if none runs.
+    """
+    state = State.read(home)
+    if state is None or not any(state.running.values()):
+        raise UserError(f"no server runs for {home}; start one with `maeflow up`")
+    values = QUIET | client_of(home, state)
+    return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in values.items())
 
 
 def show(home: Path) -> bool:

@@ -49,9 +49,9 @@ def trigger(
             run = prefect.create_flow_run_from_deployment(found.id, parameters=parameters)
         except PrefectHTTPStatusError as error:
             raise UserError(f"{deployment}: {_detail(error)}") from None
-        print(f"{run.name} ({run.id}) is scheduled: {_page(run)}", flush=True)
+        print(f"a run of {deployment} ({run.id}) is scheduled: {_page(run)}", flush=True)
         if not watch:
-            print(f"next:  prefect flow-run logs {run.id} --follow, or its page")
+            print("next:  maeflow status, or its page; --watch follows the log of a run here")
             return True
         return _follow(prefect, run)
 

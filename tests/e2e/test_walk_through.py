@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ from core.recipes import load
 from infra.mlflow_runs import chart, compare
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from walking import ANALYTICS, differing, filled, free_ports, run_id
+from walking import ANALYTICS, BIN, differing, filled, free_ports, run_id
 
 ROOT = Path(__file__).parents[2]
 
@@ -173,6 +174,12 @@ def test_prefects_own_command_is_checked_as_well(stack):
     said = stack.prefect_command("deployment", "run", "image/tiny", "--param", 'pretrain={"epochs": "many"}', code=1)
     assert "pretrain.epochs" in said
     assert stack.count() == before
+
+
+def test_prefects_own_command_finds_the_server_as_the_docs_say(stack):
+    words = f'eval "$("{BIN}/maeflow" env --home "{stack.home}")" && "{BIN}/prefect" deployment inspect image/tiny'
+    said = subprocess.run(["sh", "-c", words], env=stack.environment, capture_output=True, text=True, check=True).stdout
+    assert "flows.typed.image" in said
 
 
 def test_deploy_again_changes_nothing_and_keeps_what_waits(stack, walk):
