@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -43,6 +44,9 @@ BEGIN_WITHIN = timedelta(minutes=3)
 """A run that a worker took and whose process has not begun by then never will."""
 SAVE_SECONDS = 40.0
 """How long a cancelled flow may take to have its stage saved, and to tell MLflow."""
+WORKER_TELLS_SECONDS = 30.0
+"""How long a living worker may take to tell that a process of its own is gone; it mostly takes less than one."""
+_gone: dict[str, float] = {}
 AGAIN = "what it did is saved: retry it, or trigger it again, and it goes on from there"
 LIVE = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 
@@ -182,8 +186,19 @@ def _end_dead_flows(prefect: SyncPrefectClient, home: Path) -> None:
         except (ObjectNotFound, ValueError):  # It ran without this server, or is nobody's.
             process.file.unlink(missing_ok=True)
             continue
+        if run.state is not None and run.state.type in LIVE and left_to_worker(process, _gone, time.monotonic()):
+            continue
         _end(prefect, run, f"its process {process.pid} on {process.host} is gone; {AGAIN}")
         process.file.unlink(missing_ok=True)
+        _gone.pop(process.flow_run, None)
+
+
+def left_to_worker(flow: reconcile.FlowProcess, gone: dict[str, float], now: float) -> bool:
+    """Whether the end of a flow is its worker's to tell: told by two, it could undo a retry that came in between.
+
+    ``gone`` holds when each flow was first seen to be gone, in seconds of a clock that says ``now``.
+    """
+    return flow.served and not flow.orphaned and now - gone.setdefault(flow.flow_run, now) < WORKER_TELLS_SECONDS
 
 
 def _cancel_orphans(prefect: SyncPrefectClient, home: Path) -> None:

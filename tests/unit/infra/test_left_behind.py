@@ -3,10 +3,12 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import psutil
 
 from infra import identity, reconcile, stack
+from infra.orchestrator import left_to_worker
 
 PARENT = "import subprocess, sys, time; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); time.sleep(60)"
 
@@ -63,3 +65,12 @@ def test_a_flow_is_known_until_its_process_ends_and_strange_files_hold_nobody_up
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1"]
     assert reconcile.flow_processes(tmp_path) == []
+
+
+def test_the_end_of_a_flow_is_told_by_its_living_worker_or_after_a_while(tmp_path):
+    flow = reconcile.FlowProcess("run", "host", 1, 0.0, served=True, file=tmp_path / "run.json")
+    mine = replace(flow, parent=os.getpid(), parent_started=identity.made_at(os.getpid()))
+    gone = {}
+    assert [left_to_worker(mine, gone, now) for now in (100.0, 129.0, 130.0)] == [True, True, False]
+    assert not left_to_worker(replace(mine, parent_started=-1.0), {}, 100.0)  # Its worker is gone as well.
+    assert not left_to_worker(replace(mine, served=False), {}, 100.0)
