@@ -20,7 +20,7 @@ from test_medical_privacy import NEEDLES, QUICK, ward  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.long
 SOCKETS = Path(__file__).parents[1] / "sockets"
-LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0", "::")
+HERE = {"::1", "localhost", "0.0.0.0", "::", "None", ""}
 
 
 def cut_off():
@@ -187,8 +187,27 @@ def test_no_process_tries_to_leave_the_machine(findings):
 
 def _stays(about):
     """Whether an address, written as Python, is of this machine: loopback, or a file."""
-    address = about.strip("(").split(",")[0].strip("'\"b")
-    return address.startswith((*LOOPBACK, "/", "\\x00")) or address in ("None", "") or about.startswith("b'")
+    address = about.lstrip("(").split(",")[0].removeprefix("b").strip("'\"")
+    return address in HERE or address.startswith(("127.", "/", "\\x00"))
+
+
+@pytest.mark.parametrize(
+    ("about", "stays"),
+    [
+        ("('127.0.0.1', 4200)", True),
+        ("('::1', 80, 0, 0)", True),
+        ("'/run/some.sock'", True),
+        ("b'\\x00abstract'", True),
+        ("'localhost'", True),
+        ("None", True),
+        ("('10.1.2.3', 80)", False),
+        ("('::ffff:8.8.8.8', 80, 0, 0)", False),
+        ("b'example.org'", False),
+        ("'localhost.example.org'", False),
+    ],
+)
+def test_an_address_is_known_to_be_of_this_machine(about, stays):
+    assert _stays(about) == stays
 
 
 if __name__ == "__main__":
