@@ -187,6 +187,10 @@ class Task(ABC):
     def predictions(self, logits: "Tensor") -> "Tensor":
         """What the model says: classes (N,), 0/1 (N, outputs), or numbers (N, outputs)."""
 
+    def probabilities(self, logits: "Tensor") -> "Tensor":
+        """How likely each class is, (N, outputs, ...); the outputs themselves where there are no classes."""
+        return logits.softmax(dim=1)
+
     @abstractmethod
     def metrics(self, logits: "Tensor", target: "Tensor") -> dict[str, float]:
         """Metrics of logits (N, outputs) against targets, the headline first."""
@@ -280,6 +284,10 @@ class MultiLabel(Task):
         """1 where a class is likelier than not, (N, outputs) int64."""
         return (logits > 0).long()
 
+    def probabilities(self, logits: "Tensor") -> "Tensor":
+        """How likely each class is by itself, (N, outputs)."""
+        return logits.sigmoid()
+
     def metrics(self, logits: "Tensor", target: "Tensor") -> dict[str, float]:
         """Mean average precision, AUROC, d-prime and F1 over the classes that have both kinds of items; their number.
 
@@ -333,6 +341,10 @@ class Regression(Task):
 
     def predictions(self, logits: "Tensor") -> "Tensor":
         """The outputs themselves, (N, outputs)."""
+        return logits
+
+    def probabilities(self, logits: "Tensor") -> "Tensor":
+        """The outputs themselves, (N, outputs): there are no classes."""
         return logits
 
     def metrics(self, logits: "Tensor", target: "Tensor") -> dict[str, float]:

@@ -106,7 +106,12 @@ def versions(device: torch.device) -> dict[str, str]:
 
 def encoder_weights(home: Home, record: PretrainedEncoder, spec: PatchSpec) -> dict[str, Tensor]:
     """The weights of an encoder, its positions brought to the grid of ``spec`` where that differs."""
-    weights: dict[str, Tensor] = load_file(home.resolve(record.folder) / record.weights)
+    return weights_at(home.resolve(record.folder), record, spec)
+
+
+def weights_at(folder: Path, record: PretrainedEncoder, spec: PatchSpec) -> dict[str, Tensor]:
+    """`encoder_weights` of an encoder whose files are in ``folder``."""
+    weights: dict[str, Tensor] = load_file(folder / record.weights)
     old = spec_of(record.geometry)
     if old.grid == spec.grid:
         return weights

@@ -1,0 +1,148 @@
+"""A finished encoder or tuned model out of its folder, ready for records that no stage has seen."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from core.config import Recipe
+from core.data.loading import collate, to_device
+from core.data.seeds import torch_rng
+from core.errors import UserError
+from core.modality import Batch, Modality, Record, Sample, Stats
+from core.model.heads import Head
+from core.model.mae import Encoder
+from core.model.patches import PatchSpec
+from core.model.segmentation import head_for
+from core.recipes import resolve
+from core.records import RECORD_FILE, PretrainedEncoder, TunedModel, read_record
+from core.stages.work import live_plugin, spec_of, stats_on, weights_at
+from core.tasks import Task
+
+METADATA = "maeflow"
+"""Key of what a weights file says of itself."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An encoder or a tuned model in evaluation mode, with what turns records into its input."""
+
+    record: PretrainedEncoder | TunedModel
+    """What is known of it."""
+    recipe: Recipe
+    """What it was made by."""
+    plugin: Modality[Any]
+    """Reads files and makes inputs, as in evaluation."""
+    stats: Stats
+    """Input statistics, on the device that the model is on."""
+    model: Encoder
+    """The model; a `Head` where it is a tuned one."""
+
+    @property
+    def spec(self) -> PatchSpec:
+        """Geometry of the inputs."""
+        return self.model.spec
+
+    @property
+    def task(self) -> Task | None:
+        """What is predicted; None for an encoder."""
+        return Task.of(self.record.target) if isinstance(self.record, TunedModel) else None
+
+    @torch.no_grad()
+    def features(self, records: Sequence[Record], *, patches: bool = False) -> Tensor:
+        """Features (B, D) of the records' fixed views, float32 on the CPU; with ``patches`` (B, N, D), of each patch.
+
+        The former are what the frozen probes of `evaluate` see: the mean of the normalised tokens of real patches.
+
+        Raises:
+            UserError: of a tuned model, whose pooled tokens are its head's business.
+        """
+        if isinstance(self.model, Head):
+            raise UserError("features are an encoder's; name the encoder that the model was tuned from, or predict")
+        batch = self._batch([self.plugin.view(record, np.random.default_rng(0), train=False) for record in records])
+        if not patches:
+            return self.model.features(batch.x, batch.valid).float().cpu()
+        tokens: Tensor = self.model(self.spec.patchify(batch.x), valid_BN=batch.valid)
+        return tokens[:, self.model.prefix :].float().cpu()
+
+    @torch.no_grad()
+    def logits(self, records: Sequence[Record]) -> Tensor:
+        """Logits (B, outputs) in float32 on the CPU, averaged over each record's views as in evaluation.
+
+        Raises:
+            UserError: of an encoder, which predicts nothing.
+        """
+        if not isinstance(self.model, Head):
+            raise UserError("an encoder predicts nothing; name a tuned model, or ask for features")
+        views = [self.plugin.views(record) for record in records]
+        batch = self._batch([view for several in views for view in several])
+        scores = self.model.classify(batch.x, batch.valid).float().cpu()
+        return torch.stack([part.mean(0) for part in torch.split(scores, [len(several) for several in views])])
+
+    def probabilities(self, records: Sequence[Record]) -> Tensor:
+        """What `logits` say (B, outputs): probabilities of classes, or the numbers of a regression."""
+        scores = self.logits(records)
+        assert self.task is not None, "logits have refused an encoder"
+        return self.task.probabilities(scores)
+
+    def _batch(self, samples: Sequence[Sample]) -> Batch:
+        """The model's input of ``samples``."""
+        device = self.stats.mean.device
+        return self.plugin.batch(
+            to_device(collate(samples, None), device), self.stats, torch_rng(device, 0, "ready"), train=False
+        )
+
+
+def ready(folder: Path, device: torch.device) -> Ready:
+    """The encoder or tuned model in the ``folder`` of a finished stage, on ``device``.
+
+    Raises:
+        UserError: if there is none, or its plugin is not installed.
+    """
+    record = _record(folder)
+    recipe = recipe_of(folder / record.weights)
+    tuned = isinstance(record, TunedModel)
+    plugin = live_plugin(recipe, "evaluate", (recipe.finetune if tuned else recipe.pretrain).input_shape)
+    if isinstance(record, TunedModel):
+        spec = spec_of(record.geometry)
+        model: Encoder = head_for(record.target, spec, record.model, record.pool, record.segmenter)
+        model.load_state_dict(load_file(folder / record.weights))
+    else:
+        model = Encoder(plugin.patches(), record.model)
+        model.load_state_dict(weights_at(folder, record, plugin.patches()))
+    return Ready(record, recipe, plugin, stats_on(record.statistics, device), model.to(device).eval())
+
+
+def recipe_of(weights: Path) -> Recipe:
+    """The recipe that a weights file says it was made by.
+
+    Raises:
+        UserError: if it says nothing of the kind.
+    """
+    with safe_open(weights, "pt") as opened:
+        text = (opened.metadata() or {}).get(METADATA)
+    if text is None:
+        raise UserError(f"{weights} does not say by which recipe it was made; was it written by another program?")
+    values = json.loads(text)
+    return resolve(values.get("recipe", values), f"in {weights.name}")
+
+
+def _record(folder: Path) -> PretrainedEncoder | TunedModel:
+    """The record of either kind."""
+    try:
+        stage = json.loads((folder / RECORD_FILE).read_bytes()).get("stage")
+    except (OSError, ValueError, AttributeError):
+        stage = None
+    if stage not in {"pretrain", "finetune"}:
+        raise UserError(
+            f"{folder} holds no encoder and no tuned model; name the finished folder of pretrain or finetune "
+            "(`maeflow runs` lists them)"
+        )
+    return read_record(folder, PretrainedEncoder if stage == "pretrain" else TunedModel)
