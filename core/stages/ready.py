@@ -145,4 +145,4 @@ def _record(folder: Path) -> PretrainedEncoder | TunedModel:
             f"{folder} holds no encoder and no tuned model; name the finished folder of pretrain or finetune "
             "(`maeflow runs` lists them)"
         )
-    return read_record(folder, PretrainedEncoder if stage == "pretrain" else TunedModel)
+    return read_record(folder, PretrainedEncoder) if stage == "pretrain" else read_record(folder, TunedModel)
