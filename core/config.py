@@ -16,6 +16,7 @@ from pydantic import Field, PositiveInt, model_validator
 from core.fields import Config as Config
 from core.fields import Fraction as Fraction
 from core.fields import OpenFraction as OpenFraction
+from core.fields import added_later as added_later
 from core.fields import check_rules as check_rules
 from core.fields import no_result as no_result
 from core.fields import results_only as results_only
@@ -184,6 +185,10 @@ class DecoderConfig(Config):
     """Number of blocks."""
     heads: PositiveInt = 16
     """Attention heads; must divide the width."""
+    mlp_ratio: Annotated[float, Field(gt=0)] | None = added_later(None)
+    """Hidden width of its MLPs over its width; null takes the encoder's."""
+    own_cls: bool = added_later(default=False)
+    """Whether a class token is the decoder's own (mae_st), and not the encoder's, which it otherwise is."""
     attention: Literal["global", "local"] = "global"
     """Whether a patch attends to all others, or to those in its window of the grid (Liu et al. 2021)."""
     window: tuple[PositiveInt, ...] | None = None
@@ -211,6 +216,8 @@ class ModelConfig(Config):
     """Attention heads; must divide the width."""
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     """Hidden width of the MLPs over the width, in encoder and decoder."""
+    norm_eps: Annotated[float, Field(gt=0)] = added_later(1e-6)
+    """What layer norms add to the variance: 1e-6 in MAE and timm, 1e-12 in some of transformers' checkpoints."""
     cls_token: bool = True
     """Whether a class token goes through the encoder with the patches."""
     positions: Literal["sincos", "sincos_joint", "learned"] = "sincos"

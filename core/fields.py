@@ -19,6 +19,14 @@ def training_only(default: Any, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"affects_prepared": False}, **constraints)
 
 
+def added_later(default: Any, **constraints: Any) -> Any:
+    """A field that came when there were results already: digests leave its default out, so that these keep their names.
+
+    Its default has to be what was done before it came.
+    """
+    return Field(default, json_schema_extra={"default_in_digests": False}, **constraints)
+
+
 class Config(BaseModel):
     """Base of every settings block: immutable, documented field by field, no unknown keys."""
 
@@ -43,7 +51,7 @@ def check_rules(rules: Mapping[str, bool]) -> None:
 
 
 def results_only(config: BaseModel, mark: str = "affects_results") -> dict[str, Any]:
-    """The JSON form of ``config`` without the fields that a helper above marked as changing nothing.
+    """The JSON form of ``config`` without the fields that a helper above marked as changing nothing, or not yet.
 
     ``mark`` "affects_prepared" leaves out `training_only` fields as well.
     """
@@ -55,5 +63,8 @@ def results_only(config: BaseModel, mark: str = "affects_results") -> dict[str, 
         if isinstance(extra, Mapping) and any(extra.get(m) is False for m in marks):
             continue
         value = getattr(config, name)
+        late = isinstance(extra, Mapping) and extra.get("default_in_digests") is False
+        if late and value == field.get_default(call_default_factory=True):
+            continue
         kept[name] = results_only(value, mark) if isinstance(value, BaseModel) else dump[name]
     return kept

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from core.config import ModelConfig
-from core.model.mae import NORM_EPS, Encoder, mean_tokens
+from core.model.mae import Encoder, mean_tokens
 from core.model.patches import PatchSpec
 
 
@@ -48,7 +48,7 @@ class Classifier(Head):
             raise ValueError("pool 'cls' needs a model with a class token; use pool 'mean'")
         self.pool = pool
         if pool == "mean":
-            self.fc_norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+            self.fc_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
             self.norm = nn.Identity()
         self.head = nn.Linear(config.width, outputs)
         nn.init.trunc_normal_(self.head.weight, std=2e-5)

@@ -4,6 +4,8 @@ Parameter names of the encoder are timm's, so its weights are timm weights. The 
 image order: attention does not care for order, so it is enough to give each token the position it came from.
 """
 
+from functools import partial
+
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -13,9 +15,6 @@ from core.model.masking import Mask
 from core.model.patches import PatchSpec, gather_tokens
 from core.model.positions import sincos, sincos_joint
 from core.model.windows import WindowedBlocks
-
-NORM_EPS = 1e-6
-"""Epsilon of every layer norm, as in MAE and timm."""
 
 
 class _Projection(nn.Module):
@@ -41,17 +40,19 @@ class PatchEmbed(nn.Module):
         return nn.functional.linear(patches_BNP, weight, self.proj.bias)
 
 
-def blocks(width: int, depth: int, heads: int, mlp_ratio: float, drop_path: float) -> nn.ModuleList:
+def blocks(
+    width: int, depth: int, heads: int, mlp_ratio: float, drop_path: float, norm_eps: float = 1e-6
+) -> nn.ModuleList:
     """Timm transformer blocks whose stochastic depth rises linearly to ``drop_path``."""
     rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-    norm = _layer_norm
+    norm = partial(_layer_norm, norm_eps)
     return nn.ModuleList(
         Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm, drop_path=rate) for rate in rates
     )
 
 
-def _layer_norm(width: int, **_: object) -> nn.LayerNorm:
-    return nn.LayerNorm(width, eps=NORM_EPS)
+def _layer_norm(eps: float, width: int, **_: object) -> nn.LayerNorm:
+    return nn.LayerNorm(width, eps=eps)
 
 
 def init_linear(module: nn.Module) -> None:
@@ -82,8 +83,8 @@ class Encoder(nn.Module):
             self.pos_embed = nn.Parameter(torch.randn_like(positions) * 0.02)
         else:
             self.register_buffer("pos_embed", positions)
-        self.blocks = blocks(config.width, config.depth, config.heads, config.mlp_ratio, drop_path)
-        self.norm: nn.Module = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.blocks = blocks(config.width, config.depth, config.heads, config.mlp_ratio, drop_path, config.norm_eps)
+        self.norm: nn.Module = nn.LayerNorm(config.width, eps=config.norm_eps)
         init_linear(self.blocks)
 
     def embed(self, patches_BNP: Tensor, keep_BK: Tensor | None = None) -> Tensor:
@@ -135,10 +136,14 @@ class Decoder(nn.Module):
         self.embed = nn.Linear(config.width, size.width)
         self.mask_token = nn.Parameter(torch.randn(1, 1, size.width) * 0.02)
         self.register_buffer("pos_embed", fixed_positions(spec, config, size.width))
-        self.blocks = blocks(size.width, size.depth, size.heads, config.mlp_ratio, 0.0)
+        if config.cls_token and size.own_cls:
+            self.cls_token = nn.Parameter(torch.randn(1, 1, size.width) * 0.02)
+        self.own_cls = config.cls_token and size.own_cls
+        ratio = size.mlp_ratio or config.mlp_ratio
+        self.blocks = blocks(size.width, size.depth, size.heads, ratio, 0.0, config.norm_eps)
         local = size.attention == "local"
         self.windows = WindowedBlocks(spec.grid, size.window or (), size.shift) if local else None
-        self.norm = nn.LayerNorm(size.width, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(size.width, eps=config.norm_eps)
         self.pred = nn.Linear(size.width, values or spec.values)
         init_linear(self)
 
@@ -148,6 +153,8 @@ class Decoder(nn.Module):
         """Predicted values (B, M, P) of the patches ``decode_BM`` from all encoded tokens (B, prefix + K, D)."""
         batch, hidden = decode_BM.shape
         visible = self.embed(encoded_BKD)
+        if self.own_cls:
+            visible = torch.cat([self.cls_token.expand(batch, -1, -1).to(visible.dtype), visible[:, 1:]], dim=1)
         positions = self.pos_embed.expand(batch, -1, -1)
         first = torch.arange(self.prefix, device=keep_BK.device).expand(batch, -1)
         visible = visible + gather_tokens(positions, torch.cat([first, keep_BK + self.prefix], dim=1))

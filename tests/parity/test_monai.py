@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from core.config import DecoderConfig, ModelConfig
-from core.model.mae import NORM_EPS, MaskedAutoencoder
+from core.model.mae import MaskedAutoencoder
 from core.model.masking import split_by_score
 from core.model.patches import PatchSpec, gather_tokens
 
 SPEC = PatchSpec(2, (8, 12, 16), (4, 4, 2))
-MODEL = ModelConfig(width=24, depth=2, heads=4, decoder=DecoderConfig(width=12, depth=1, heads=2))
+DECODER = DecoderConfig(width=12, depth=1, heads=2)
+MODEL = ModelConfig(width=24, depth=2, heads=4, norm_eps=1e-5, decoder=DECODER)
 
 
 class Rearrange(torch.nn.Module):
@@ -50,9 +51,6 @@ def reference(monkeypatch):
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    for module in model.modules():
-        if isinstance(module, torch.nn.LayerNorm):
-            module.eps = NORM_EPS
     return model.double().eval()
 
 

@@ -9,7 +9,7 @@ from statistics import median
 import pytest
 
 from core.config import Config, results_only
-from core.recipes import recipe_class
+from core.recipes import recipe_class, resolve
 from core.registry import entries, plugin_info
 
 ROOT = Path(__file__).parents[2]
@@ -216,6 +216,13 @@ compute.log_every
 compute.compile compute.deterministic compute.dask
 """.split()
 
+ADDED_LATER = {
+    "model.norm_eps": 1e-12,
+    "model.decoder.mlp_ratio": 2.0,
+    "model.decoder.own_cls": True,
+}
+"""Fields that came when there were results already, and a value that is not their default."""
+
 
 def test_what_affects_results_and_what_does_not():
     """A new field must be put on one side or the other, by hand."""
@@ -224,7 +231,24 @@ def test_what_affects_results_and_what_does_not():
     affecting = {name for name in leaves(results_only(recipe)) if not name.startswith("data.")}
     every = {name for name in leaves(recipe.model_dump()) if not name.startswith("data.")}
     assert affecting == set(AFFECTING)
-    assert every - affecting == set(NOT_AFFECTING)
+    assert every - affecting == set(NOT_AFFECTING) | set(ADDED_LATER)
+
+
+def test_what_was_added_later_enters_digests_as_soon_as_it_is_used():
+    used = resolve({"modality": "image", "data": {}, **nested(ADDED_LATER)}, "here")
+    assert set(ADDED_LATER) <= set(leaves(results_only(used)))
+
+
+def nested(values):
+    """Dotted names as nested mappings."""
+    tree = {}
+    for name, value in values.items():
+        *groups, last = name.split(".")
+        place = tree
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = value
+    return tree
 
 
 def test_which_image_settings_reach_prepared_data():
