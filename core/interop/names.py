@@ -22,7 +22,7 @@ class Attention(ABC):
 
     @abstractmethod
     def write(self, weight: Tensor, bias: Tensor, block: str) -> dict[str, Tensor]:
-        """The inverse. A bias of keys may be dropped: it adds the same to all scores of a query, which softmax undoes."""
+        """The inverse. A bias of keys may be dropped: it adds one number to all scores of a query."""
 
 
 @dataclass(frozen=True)
