@@ -61,3 +61,7 @@ def discreet(error: BaseException) -> str:
 
 def _is_ours(file: str, root: Path) -> bool:
     return Path(file).relative_to(root).parts[0] in ("core", "modalities", "flows", "infra")
+
+
+class NotThis(Exception):  # noqa: N818 - what is said of a file that is not right, not a failure.
+    """Why a checkpoint cannot be used, in a clause for people that follows the file's name."""

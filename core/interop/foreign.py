@@ -8,16 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from core.config import DecoderConfig, ModelConfig, NormPix
+from core.errors import NotThis as NotThis  # noqa: PLC0414 - mypy is told that it may be taken from here
 from core.model.patches import PatchSpec
 
 State = Mapping[str, Tensor]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WIDTHS = {1280: 16, 1408: 16, 1664: 16}
 """Heads of the published widths whose heads are not 64 wide: ViT-H, ViT-g and ViT-G."""
-
-
-class NotThis(Exception):  # noqa: N818 - what a layout says of a file that is not right, not a failure.
-    """Why a checkpoint cannot be used, in a clause for people that follows the file's name."""
 
 
 @dataclass(frozen=True)

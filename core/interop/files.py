@@ -1,0 +1,179 @@
+"""Files of weights from anywhere, read without running anything in them.
+
+safetensors are read as they are; what `torch.save` wrote, with ``weights_only``. Any other file is refused in a clause
+that says what it is and what to do.
+"""
+
+import argparse
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from core.interop.foreign import Checkpoint, NotThis
+from core.interop.places import AGAIN, json_beside, weights_at
+
+CONTAINERS = ("model", "state_dict", "model_state", "model_state_dict", "module", "net", "network")
+"""Where training programs keep the weights among other things."""
+WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "network.")
+"""What wrappers such as DataParallel and torch.compile put before every name."""
+STRANGERS: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "it is a pointer of Git LFS and not the file itself; run `git lfs pull`"),
+    (b"<", f"it is a web page, perhaps the one that offers the file; {AGAIN}"),
+    (b"{", "it is JSON text, not weights; name the folder it lies in, or the file of weights beside it"),
+    (b"GGUF", "it is a GGUF file, quantised weights of a language model"),
+    (b"\x89HDF", "it is an HDF5 file, as Keras writes them; export it to safetensors there"),
+    (b"\x93NUMPY", "it is one NumPy array; save all of them by name as safetensors"),
+    (b"\x1f\x8b", "it is compressed by gzip; unpack it first"),
+)
+CONVERT = (
+    "nothing in it was run; where you trust who made it, write its tensors to safetensors yourself: "
+    "`safetensors.torch.save_file({name: tensor, ...}, 'weights.safetensors')`, and use that file"
+)
+
+
+def open_checkpoint(path: Path, name: str) -> Checkpoint:
+    """The weights at ``path``, a file or a folder, with what lies beside them; ``name`` is what people call it.
+
+    Raises:
+        NotThis: if there are none that can be read safely and whole.
+    """
+    files = weights_at(path)
+    folder = files[0].parent
+    state: dict[str, Tensor] = {}
+    config = json_beside(folder / "config.json")
+    for file in files:
+        weights, about = _read(file)
+        state |= weights
+        config = config | about
+    if (folder / "record.json").is_file() and "maeflow" in config:
+        record = json_beside(folder / "record.json")
+        config = {"maeflow": {"recipe": config["maeflow"].get("recipe", config["maeflow"]), "record": record}}
+    return Checkpoint(name, _sound(_bare(state)), config, json_beside(folder / "preprocessor_config.json"), path)
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file, and what it says of itself."""
+    size = file.stat().st_size
+    if size == 0:
+        raise NotThis(f"it is empty; {AGAIN}")
+    with file.open("rb") as opened:
+        start = opened.read(64)
+    for sign, what in STRANGERS:
+        if start.lstrip()[: len(sign)] == sign:
+            raise NotThis(what)
+    if start[8:9] == b"{":
+        return _read_safetensors(file)
+    reader = _reader_of(file, start)
+    if reader is None:
+        raise NotThis(f"it is neither a safetensors file nor one that torch.save wrote ({size} bytes)")
+    return _tensors(_unpickled(file, reader)), {}
+
+
+def _reader_of(file: Path, start: bytes) -> Callable[[Path], Any] | None:
+    """What reads a file of PyTorch's, old or new; None where it is none."""
+    if start[:1] == b"\x80":  # A bare pickle, as torch.save wrote them until 1.6.
+        return lambda f: torch.load(f, map_location="cpu", weights_only=True)
+    if start[:2] != b"PK":
+        return None
+    _look_into_archive(file)
+    return lambda f: torch.load(f, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _look_into_archive(file: Path) -> None:
+    """Refuse archives that are no weights."""
+    try:
+        names = zipfile.ZipFile(file).namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        raise NotThis(f"it is cut short or damaged ({file.stat().st_size} bytes); {AGAIN}") from None
+    ends = {name.partition("/")[2] for name in names}
+    if "constants.pkl" in ends or any(end.startswith("code/") for end in ends):
+        raise NotThis(
+            "it is TorchScript, a program and not weights alone; save the state_dict of the module it came from"
+        )
+    if any("/models/" in name and name.endswith(".json") for name in names) or "archive_format" in ends:
+        raise NotThis(
+            "it is a program of torch.export, not weights alone; save the state_dict of the module it came from"
+        )
+    if any(name.endswith(".npy") for name in names):
+        raise NotThis("it is an archive of NumPy arrays; save them by name as safetensors")
+    if "data.pkl" not in ends:
+        raise NotThis("it is a zip archive without weights in it; unpack it and name the file")
+
+
+def _unpickled(file: Path, reader: Callable[[Path], Any]) -> Any:
+    """What a file of PyTorch's holds, as far as that is data."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # Options of training programs; data alone.
+            return reader(file)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"asks for {asked[1]}" if asked else "holds more than tensors and plain values"
+        raise NotThis(f"it is a pickle that {what}; {CONVERT}") from None
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        OSError,
+    ):
+        raise NotThis(f"it is cut short or damaged ({file.stat().st_size} bytes); {AGAIN}") from None
+
+
+def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(file, "pt") as opened:
+            about = (opened.metadata() or {}).get("maeflow")
+            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = str(error).partition(":")[2].strip() or "damaged"
+        raise NotThis(f"it is a safetensors file that is cut short or damaged ({reason}); {AGAIN}") from None
+    try:
+        return state, {"maeflow": json.loads(about)} if about else {}
+    except ValueError:
+        raise NotThis("what it says of itself is damaged") from None
+
+
+def _tensors(found: Any) -> dict[str, Tensor]:
+    """The tensors by name, out of whatever a training program put around them."""
+    for _ in range(4):
+        if not isinstance(found, Mapping):
+            kind = type(found).__name__
+            raise NotThis(f"it holds a {kind}, not tensors by name; save the model's state_dict")
+        inner = next((found[key] for key in CONTAINERS if isinstance(found.get(key), Mapping)), None)
+        if inner is None:
+            break
+        found = inner
+    state = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+    if not state:
+        some = ", ".join(map(str, list(found)[:4])) or "nothing"
+        raise NotThis(f"it holds no tensors by name, but {some}")
+    return state
+
+
+def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names without what wrappers put before all of them."""
+    while wrapper := next((w for w in WRAPPERS if all(name.startswith(w) for name in state)), None):
+        state = {name.removeprefix(wrapper): value for name, value in state.items()}
+    return state
+
+
+def _sound(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Refuse tensors that no model of ours can hold, or that are not finite."""
+    for name, value in state.items():
+        if value.is_quantized or value.layout is not torch.strided or value.is_complex():
+            raise NotThis(f"its {name} is quantised, sparse or complex; plain weights are needed")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise NotThis(f"its {name} holds values that are not finite: the training that wrote it had failed")
+    return state
