@@ -26,8 +26,23 @@ CONTRACT_VERSION = 1
 """Version of the plugin contract; raised whenever a plugin would have to change."""
 
 
+@dataclass(frozen=True)
+class FixedCrop:
+    """How evaluation brings a picture or a frame to the input's size, resized bicubically with antialiasing."""
+
+    share: float = 1.0
+    """Side of the crop from the centre, over that of the largest box that has the input's aspect."""
+    squeezed: bool = False
+    """Whether the whole picture is resized instead, whatever its aspect."""
+
+
 class PluginSettings(Config):
     """Base of a modality's own settings, the recipe's ``data`` group."""
+
+    @property
+    def fixed_crop(self) -> FixedCrop | None:
+        """How evaluation crops, where that is all that happens to a picture; `maeflow export` tells other tools."""
+        return None
 
 
 def check_patches(size: Sequence[int], patch: Sequence[int]) -> None:
@@ -56,6 +71,9 @@ class PluginInfo:
     """Kinds of source the plugin can discover."""
     private: bool = False
     """Whether file names may tell who somebody is; the plugin's keys are then salted hashes."""
+    units: str = ""
+    """What features are measured in before normalisation: `unit` for 0 to 1 (ImageNet's statistics apply), `log-mel`
+    for natural logarithms of mel energies; empty where checkpoints of others cannot share statistics."""
     contract: int = CONTRACT_VERSION
     """Version of the plugin contract it was written for."""
 

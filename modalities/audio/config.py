@@ -131,5 +131,6 @@ PLUGIN = PluginInfo(
     settings=AudioSettings,
     plugin="modalities.audio.plugin:AudioModality",
     revision=1,
+    units="log-mel",
 )
 """What the entry point names."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from core.config import Config, Fraction, PluginInfo, PluginSettings, check_patches, training_only
+from core.config import Config, FixedCrop, Fraction, PluginInfo, PluginSettings, check_patches, training_only
 
 Scale = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
 
@@ -71,6 +71,11 @@ class ImageSettings(PluginSettings):
     finetune: AugmentConfig = training_only(AugmentConfig(crop_scale=(0.08, 1.0)))
     """Views in fine-tuning."""
 
+    @property
+    def fixed_crop(self) -> FixedCrop:
+        """The centre, or all of it squeezed."""
+        return FixedCrop(self.eval_crop, squeezed=self.eval_crop == 1)
+
     @model_validator(mode="after")
     def _patch_divides_size(self) -> "ImageSettings":
         check_patches(self.size, self.patch)
@@ -82,5 +87,6 @@ PLUGIN = PluginInfo(
     settings=ImageSettings,
     plugin="modalities.image.plugin:ImageModality",
     revision=1,
+    units="unit",
 )
 """What the entry point names."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from core.config import Config, Fraction, PluginInfo, PluginSettings, check_patches, training_only
+from core.config import Config, FixedCrop, Fraction, PluginInfo, PluginSettings, check_patches, training_only
 
 Scale = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
 
@@ -84,6 +84,11 @@ class VideoSettings(PluginSettings):
     finetune: ViewConfig = training_only(ViewConfig(crop_scale=(0.08, 1.0)))
     """Views in fine-tuning."""
 
+    @property
+    def fixed_crop(self) -> FixedCrop:
+        """The centre of each frame."""
+        return FixedCrop(self.eval_crop)
+
     @model_validator(mode="after")
     def _patch_divides_size(self) -> "VideoSettings":
         check_patches(self.size, self.patch)
@@ -95,5 +100,6 @@ PLUGIN = PluginInfo(
     settings=VideoSettings,
     plugin="modalities.video.plugin:VideoModality",
     revision=1,
+    units="unit",
 )
 """What the entry point names."""
