@@ -26,12 +26,13 @@ from core.errors import PeerLost, StageError, Stopped, UserError, discreet, disk
 from core.processes import rank_here
 from core.recipes import resolve
 from core.records import AnyRecord, PreparedData, PretrainedEncoder, R, TunedModel, read_record, write_record
-from core.request import StageRequest
+from core.request import RequestT, StageRequest
 from core.stopping import heard, listen
 from core.tracking import JsonlTracker, NullTracker, Tracker
 from core.workspace import Home, StageFolder, write_text
 
 if TYPE_CHECKING:
+    from core.stages.work import Work
     from core.training.distributed import World
 
 DONE, FAILED, WRONG, STOPPED, FULL, LOST = range(6)
@@ -49,26 +50,26 @@ def main(arguments: list[str]) -> int:
     """Run the stage that the request file asks for; gives the exit code."""
     rank = rank_here()
     if rank is None:
-        return serve(Path(arguments[0]), run)
+        return serve(Path(arguments[0]), StageRequest, run)
     out, code = os.dup(1), LOST
     try:
         os.write(out, f"process: {rank} {os.getpid()}\n".encode())
-        code = serve(Path(arguments[0]), run)
+        code = serve(Path(arguments[0]), StageRequest, run)
     finally:
         with suppress(OSError):  # Nobody may be left to hear it.
             os.write(out, f"ended: {rank} {code}\n".encode())
         os._exit(code)  # Libraries that talk to other processes may wait for one that is gone.
 
 
-def serve(file: Path, work: Callable[[StageRequest, threading.Event, Say], None]) -> int:
-    """Do ``work`` for the request in ``file``, with an event that says when to stop; gives the exit code."""
+def serve(file: Path, kind: type[RequestT], work: Callable[[RequestT, threading.Event, Say], None]) -> int:
+    """Do ``work`` for the request of ``kind`` in ``file``, told by an event when to stop; gives the exit code."""
     faulthandler.enable()
     say, private = _Voice(), False
     stop = threading.Event()
     listen(stop)
     home = "the home folder"
     try:
-        request = StageRequest.model_validate_json(file.read_bytes())
+        request = kind.model_validate_json(file.read_bytes())
         home = request.home
         if private := request.private:
             say.alone()
@@ -186,8 +187,29 @@ def _stage(
     recipe = resolve(request.recipe, "of the request")
     folder = home.stage(request.stage, request.digest).partial
     work = Work(home, request.digest, folder, tracker, stop.is_set, world or World())
-    record: AnyRecord = stage_function(request.stage)(recipe, *_inputs(request, home), work)
+    if request.checkpoint is not None:
+        return _adopted(request, home, work)
+    start = {"start": _record(home, request.encoder, PretrainedEncoder)} if _goes_on(request) else {}
+    record: AnyRecord = stage_function(request.stage)(recipe, *_inputs(request, home), work, **start)
     return record
+
+
+def _goes_on(request: StageRequest) -> bool:
+    """Whether pretraining begins with an encoder that there is already."""
+    return request.stage == "pretrain" and request.encoder is not None
+
+
+def _adopted(request: StageRequest, home: Home, work: "Work") -> AnyRecord:
+    """A foreign checkpoint in the place of what the stage would train."""
+    from core.stages.adopt import adopt, adopt_tuned
+
+    recipe, checkpoint = resolve(request.recipe, "of the request"), request.checkpoint
+    assert checkpoint is not None, "this is asked before"
+    data = _record(home, request.labelled, PreparedData) if request.labelled else None
+    if request.stage == "pretrain":
+        return adopt(recipe, data, checkpoint, work)
+    encoder = _record(home, request.encoder, PretrainedEncoder)
+    return adopt_tuned(recipe, encoder, _record(home, request.labelled, PreparedData), checkpoint, work)
 
 
 def _inputs(request: StageRequest, home: Home) -> tuple[Any, ...]:
@@ -201,7 +223,8 @@ def _inputs(request: StageRequest, home: Home) -> tuple[Any, ...]:
     prepared = _record(home, request.labelled, PreparedData)
     if request.stage == "finetune":
         return encoder, prepared
-    return encoder, _record(home, request.tuned, TunedModel), prepared
+    tuned = _record(home, request.tuned, TunedModel) if request.tuned else None
+    return encoder, tuned, prepared
 
 
 def _record(home: Home, folder: str | None, kind: type[R]) -> R:

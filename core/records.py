@@ -3,6 +3,7 @@
 Paths are relative to the home folder, so that a home can be moved or mounted elsewhere.
 """
 
+import json
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -108,7 +109,9 @@ class PretrainedEncoder(Record):
     prepared: str
     """Digest of the prepared data."""
     metrics: dict[str, float]
-    """Last values of the training curves."""
+    """Last values of the training curves; empty of one that was taken over as it is."""
+    checkpoint: str = ""
+    """Name of the foreign checkpoint that it is; empty of one that was pretrained here."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """The plugin's settings, as far as prepared data depend on them; empty in records of earlier versions."""
 
@@ -152,7 +155,7 @@ class EvalReport(Record):
     encoder: str
     """Digest of the encoder."""
     model: str
-    """Digest of the tuned model."""
+    """Digest of the tuned model; empty where the encoder alone was evaluated."""
     prepared: str
     """Digest of the labelled data."""
 
@@ -165,6 +168,24 @@ RECORDS: dict[str, type[AnyRecord]] = {
     "evaluate": EvalReport,
 }
 R = TypeVar("R", bound=Record)
+
+
+def read_model(folder: Path) -> PretrainedEncoder | TunedModel:
+    """The record of the encoder or tuned model in ``folder``.
+
+    Raises:
+        UserError: if there is neither.
+    """
+    try:
+        stage = json.loads((folder / RECORD_FILE).read_bytes()).get("stage")
+    except (OSError, ValueError, AttributeError):
+        stage = None
+    if stage not in {"pretrain", "finetune"}:
+        raise UserError(
+            f"{folder} holds no encoder and no tuned model; name the finished folder of pretrain or finetune "
+            "(`maeflow runs` lists them)"
+        )
+    return read_record(folder, PretrainedEncoder) if stage == "pretrain" else read_record(folder, TunedModel)
 
 
 def write_record(record: Record, folder: Path) -> None:

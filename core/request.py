@@ -1,6 +1,8 @@
-"""What a launcher asks of a stage process: one JSON document."""
+"""What a launcher asks of a process: one JSON document."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field
 
 from core.config import Config
 from core.registry import plugin_info
@@ -8,6 +10,7 @@ from core.registry import plugin_info
 StageName = Literal["prepare", "pretrain", "finetune", "evaluate"]
 STAGES: tuple[StageName, ...] = ("prepare", "pretrain", "finetune", "evaluate")
 """The stages in their order."""
+RequestT = TypeVar("RequestT", bound="Request")
 
 
 class WeightedInput(Config):
@@ -19,13 +22,41 @@ class WeightedInput(Config):
     """Times each item appears per epoch, in the mean."""
 
 
-class StageRequest(Config):
+class Place(Config):
+    """A foreign checkpoint on this machine."""
+
+    name: str
+    """What people call it: the file's or folder's own name, or its name on the hub."""
+    path: str
+    """Where it lies, absolute."""
+
+
+class Request(Config):
+    """Work for a process of its own."""
+
+    home: str
+    """Absolute path of the home folder."""
+
+    @property
+    def title(self) -> str:
+        """What the work is called in errors and names of files."""
+        raise NotImplementedError
+
+    @property
+    def private(self) -> bool:
+        """Whether names of the source may tell who somebody is; nothing of them may then leave the process.
+
+        Raises:
+            UserError: if the modality is not installed.
+        """
+        raise NotImplementedError
+
+
+class StageRequest(Request):
     """A stage to run: its recipe, its inputs and the folder its results belong to."""
 
     stage: StageName
     """Which stage."""
-    home: str
-    """Absolute path of the home folder."""
     digest: str
     """Name of the stage's folder."""
     recipe: dict[str, Any]
@@ -37,16 +68,52 @@ class StageRequest(Config):
     labelled: str | None = None
     """Folder of the labelled prepared data, relative to the home; `pretrain` keeps its test items out."""
     encoder: str | None = None
-    """Folder of the encoder, for `finetune` and `evaluate`."""
+    """Folder of the encoder, for `finetune` and `evaluate`; `pretrain` goes on from it."""
     tuned: str | None = None
-    """Folder of the tuned model, for `evaluate`."""
+    """Folder of the tuned model, for `evaluate`; absent where the encoder alone is looked at."""
+    checkpoint: Place | None = None
+    """What `pretrain` or `finetune` takes over in place of training: a foreign encoder or tuned model."""
+
+    @property
+    def title(self) -> str:
+        """The stage."""
+        return self.stage
 
     @property
     def private(self) -> bool:
-        """Whether names of the source may tell who somebody is; nothing of them may then leave the stage.
-
-        Raises:
-            UserError: if the recipe's modality is not installed.
-        """
+        """Whether the recipe's sources are."""
         modality = self.recipe.get("modality")
         return isinstance(modality, str) and plugin_info(modality).private
+
+
+class ApplyRequest(Request):
+    """A finished model, and the files that it is to be applied to."""
+
+    kind: Literal["embed", "predict"]
+    """Features of an encoder, or what a tuned model says."""
+    modality: str
+    """The plugin that reads the files."""
+    model: str
+    """Absolute path of the folder that holds the model."""
+    source: str
+    """Absolute path of a folder, file, manifest or saved dataset; its public name where that is private."""
+    out: str
+    """Absolute path of what is to be written."""
+    patches: bool = False
+    """Whether features are of each patch, and not of the whole."""
+    batch: Annotated[int, Field(ge=1)] | None = None
+    """Records that go through the model at once; default: as many as in evaluation."""
+    sets: tuple[str, ...] = ()
+    """Changes to how the work is carried out, as ``key.key=value`` of a recipe."""
+    overwrite: bool = False
+    """Whether results of another request may be replaced."""
+
+    @property
+    def title(self) -> str:
+        """What is done."""
+        return self.kind
+
+    @property
+    def private(self) -> bool:
+        """Whether the modality's sources are."""
+        return plugin_info(self.modality).private

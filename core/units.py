@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     die_with(os.getppid())
     folder, digests = Path(arguments[0]), arguments[1:]
     work = partial(_write, folder, digests) if digests else partial(_plan, folder)
-    return serve(folder / plans.REQUEST, work)
+    return serve(folder / plans.REQUEST, StageRequest, work)
 
 
 def environment(modality: str) -> dict[str, str]:

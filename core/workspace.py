@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from core.errors import UserError
 
@@ -169,22 +169,59 @@ class StageFolder:
 
         The kernel drops the lock with the process, however it ends, so there is no stale holder to guess about.
         """
-        self.final.parent.mkdir(parents=True, exist_ok=True)
-        with self.lock_file.open("a+") as handle:
-            told = False
+        with held(self.lock_file, waiting, should_stop):
+            yield
+
+
+@contextmanager
+def held(file: Path, waiting: Callable[[str], None], should_stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Hold ``file``, made if absent, for this process alone; ``waiting`` is told, once, who holds it meanwhile.
+
+    Where the holder removes it in the end, whoever waited holds the file that has its name then.
+
+    Raises:
+        InterruptedError: if asked to stop while it waits.
+    """
+    with _locked(file, waiting, should_stop) as handle:
+        handle.seek(0)
+        handle.truncate()
+        handle.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        handle.flush()
+        yield
+
+
+def _locked(file: Path, waiting: Callable[[str], None], should_stop: Callable[[], bool]) -> TextIO:
+    """``file``, open and locked; a lock on one that was removed meanwhile would keep nobody out."""
+    told = False
+    while True:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = file.open("a+")
+        except FileNotFoundError:  # Its folder was removed in between.
+            continue
+        try:
             while not _try_lock(handle.fileno()):
                 if not told:
                     handle.seek(0)
                     waiting(handle.read().strip() or "another process")
                     told = True
                 if should_stop():
-                    raise InterruptedError
+                    raise InterruptedError  # noqa: TRY301 - to be told from an error, by whoever asked
                 time.sleep(0.2)
-            handle.seek(0)
-            handle.truncate()
-            handle.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-            handle.flush()
-            yield
+            if _is_called(handle.fileno(), file):
+                return handle
+        except BaseException:
+            handle.close()
+            raise
+        handle.close()
+
+
+def _is_called(descriptor: int, file: Path) -> bool:
+    """Whether ``file`` is the name of what is open."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -50,7 +50,7 @@ def prepare(
         StageError: if too few files can be read.
         Stopped: if asked to stop.
     """
-    items = _items(plugin, source)
+    items = named_items(plugin, source)
     hint = ""
     if plugin.info.private:
         hint = f"; which they are, {home.uri(remember_items(home, digest, items))} of the home tells its owner"
@@ -79,14 +79,18 @@ def missing_units(recipe: Recipe, source: str, plugin: Modality[Any], folder: Pa
     Raises:
         UserError: if the source is no good or the disk too full.
     """
-    units = shards.plan(_items(plugin, source), plugin, recipe.prepare.shard_items)
+    units = shards.plan(named_items(plugin, source), plugin, recipe.prepare.shard_items)
     missing = [unit for unit in units if not shards.is_done(folder, unit.digest)]
     _need_disk(missing, folder)
     return missing
 
 
-def _items(plugin: Modality[Any], source: str) -> list[Item]:
-    """The items of ``source`` under names that may stand anywhere."""
+def named_items(plugin: Modality[Any], source: str) -> list[Item]:
+    """The items of ``source`` under names that may stand anywhere.
+
+    Raises:
+        UserError: if the source is no good.
+    """
     private = plugin.info.private
     try:
         with unnamed(private):

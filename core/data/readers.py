@@ -4,8 +4,9 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ SMALL_ITEMS = 8192
 """Items, and ..."""
 SMALL_BYTES = 16 * 2**20
 """... bytes up to which starting processes takes longer than reading in this one."""
+PATIENCE = 0.5
+"""Seconds after which whoever waits for a reader looks whether it should stop."""
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """What libraries look up, when they are loaded, for how many threads to start."""
@@ -73,6 +76,59 @@ class Readers:
                 run_unit(unit, self.plugin, self.folder)
                 self.progress(len(unit.items))
 
+    def each(self, units: Sequence[Unit], ahead: int) -> Iterator[Unit]:
+        """``units`` in their order, each once it is read; no more than ``ahead`` of them wait to be taken.
+
+        Raises:
+            Stopped: if asked to; finished units keep their results.
+            StageError: if processes die without reading anything.
+        """
+        if reads_apart(self.plugin, units):
+            yield from self._ahead(units, ahead)
+            return
+        for unit in units:
+            if self._marker(unit).exists():  # It ended the process that read it here.
+                self._in_processes([unit])
+            elif not self._done(unit):
+                self._maybe_stop()
+                run_unit(unit, self.plugin, self.folder)
+            yield unit
+
+    def _ahead(self, units: Sequence[Unit], ahead: int) -> Iterator[Unit]:
+        """`each` in processes, which read on while a unit is being used."""
+        taken, workers = 0, max(1, min(self.workers, len(units)))
+        for unit in units:
+            self._marker(unit).unlink(missing_ok=True)
+        while taken < len(units):
+            with self._pool(workers) as pool:
+                work = self._work()
+                try:
+                    waiting: deque[Future[None] | None] = deque()
+                    while taken < len(units):
+                        for unit in units[taken + len(waiting) : taken + ahead]:
+                            waiting.append(None if self._done(unit) else pool.submit(work, unit))
+                        self._await(waiting.popleft())
+                        yield units[taken]
+                        taken += 1
+                except BrokenProcessPool:
+                    pass
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+            if left := [unit for unit in units[taken : taken + ahead] if not self._done(unit)]:
+                self._maybe_stop()
+                workers = self._after_a_death(left, workers)
+
+    def _await(self, reading: "Future[None] | None") -> None:
+        """Wait until a unit is read."""
+        while reading is not None and not wait([reading], PATIENCE).done:
+            self._maybe_stop()
+        if reading is not None:
+            reading.result()
+
+    def _work(self) -> Callable[[Unit], None]:
+        return partial(run_unit, plugin=self.plugin, folder=self.folder, killers=self.killers, seconds=self.seconds)
+
     def _done(self, unit: Unit) -> bool:
         return is_done(self.folder, unit.digest)
 
@@ -99,7 +155,7 @@ class Readers:
         """Run units until they are done or a process dies, which ends its siblings too; says whether one did."""
         told, broken = set[str](), False
         with self._pool(workers) as pool:
-            work = partial(run_unit, plugin=self.plugin, folder=self.folder, killers=self.killers, seconds=self.seconds)
+            work = self._work()
             try:
                 futures = {pool.submit(work, unit): unit for unit in waiting}
                 for future in as_completed(futures):

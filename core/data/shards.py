@@ -93,6 +93,12 @@ def plan(items: Sequence[Item], plugin: Modality[Any], shard_items: int) -> list
     for item in items:
         number = int.from_bytes(hashlib.blake2b(item.key.encode(), digest_size=4).digest(), "big")
         divided[number % buckets].append(item)
+    return units_of(divided, plugin)
+
+
+def units_of(divided: Sequence[Sequence[Item]], plugin: Modality[Any]) -> list[Unit]:
+    """A unit for each part of ``divided`` that is not empty, named by its items and by how they are read."""
+    items = [item for part in divided for item in part]
     masked, about = plugin.task.kind is TaskKind.SEGMENTATION, reading(plugin)
     containers = {path: _container(path) for path in {item.path for item in items if item.row is not None}}
     times = Counter(item.path for item in items if item.row is None)
@@ -170,6 +176,12 @@ def sweep(folder: Path) -> None:
         with suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > 24 * 3600:
                 left.unlink()
+
+
+def drop(folder: Path, digest: str) -> None:
+    """Remove all files of a unit."""
+    for file in (result_file, arrow_file, marker_file):
+        file(folder, digest).unlink(missing_ok=True)
 
 
 def forget(folder: Path, digest: str) -> None:

@@ -3,7 +3,7 @@
 import itertools
 import json
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -133,6 +133,16 @@ class PreparedStore:
     def _contents(self) -> Values:
         """Read only when asked for: most of the index, and no loader needs them."""
         return Values(_index(self.folder, ["content"])["content"])
+
+
+def rows_of(file: Path) -> Iterator[Record]:
+    """The records of one shard in their order, without targets; payloads are views of the mapped file."""
+    for batch in pa.ipc.open_stream(pa.memory_map(str(file))):
+        part, keys = _Part(batch), Values(batch["key"])
+        for place in range(part.rows):
+            meta = json.loads(part.meta.text(place))
+            what = (part.codec.text(place), part.shape[place], part.dtype.text(place))
+            yield Record(keys.text(place), part.payload[place], *what, meta=meta)  # type: ignore[arg-type]
 
 
 class _Part:

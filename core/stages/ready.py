@@ -22,7 +22,7 @@ from core.model.mae import Encoder
 from core.model.patches import PatchSpec
 from core.model.segmentation import head_for
 from core.recipes import resolve
-from core.records import RECORD_FILE, PretrainedEncoder, TunedModel, read_record
+from core.records import PretrainedEncoder, TunedModel, read_model
 from core.stages.work import live_plugin, spec_of, stats_on, weights_at
 from core.tasks import Task
 
@@ -106,7 +106,7 @@ def ready(folder: Path, device: torch.device) -> Ready:
     Raises:
         UserError: if there is none, or its plugin is not installed.
     """
-    record = _record(folder)
+    record = read_model(folder)
     recipe = recipe_of(folder / record.weights)
     tuned = isinstance(record, TunedModel)
     plugin = live_plugin(recipe, "evaluate", (recipe.finetune if tuned else recipe.pretrain).input_shape)
@@ -132,17 +132,3 @@ def recipe_of(weights: Path) -> Recipe:
         raise UserError(f"{weights} does not say by which recipe it was made; was it written by another program?")
     values = json.loads(text)
     return resolve(values.get("recipe", values), f"in {weights.name}")
-
-
-def _record(folder: Path) -> PretrainedEncoder | TunedModel:
-    """The record of either kind."""
-    try:
-        stage = json.loads((folder / RECORD_FILE).read_bytes()).get("stage")
-    except (OSError, ValueError, AttributeError):
-        stage = None
-    if stage not in {"pretrain", "finetune"}:
-        raise UserError(
-            f"{folder} holds no encoder and no tuned model; name the finished folder of pretrain or finetune "
-            "(`maeflow runs` lists them)"
-        )
-    return read_record(folder, PretrainedEncoder) if stage == "pretrain" else read_record(folder, TunedModel)
