@@ -1,4 +1,4 @@
-"""A tuned model as one plain module: natural units in, logits out."""
+"""A finished model as one plain module: natural units in, logits or features out."""
 
 from pathlib import Path
 
@@ -7,23 +7,30 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from core.model.heads import Head
+from core.model.mae import Encoder
 from core.model.patches import PatchSpec
 from core.model.segmentation import head_for
-from core.records import TunedModel, read_record
+from core.records import PretrainedEncoder, TunedModel, read_record
 
 
-class ServedClassifier(nn.Module):
-    """Normalises and classifies features as the plugin gives them."""
+class _Served(nn.Module):
+    """Holds a model and what its inputs are normalised by."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: Head, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, model: Encoder, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.model = model
         shape = (1, -1) + (1,) * len(model.spec.input_shape)
         self.register_buffer("mean", mean.view(shape))
         self.register_buffer("std", std.view(shape))
+
+
+class ServedClassifier(_Served):
+    """Normalises and classifies features as the plugin gives them."""
+
+    model: Head
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, C, *input_shape) in natural units, such as 0 to 1, to logits (B, outputs).
@@ -31,6 +38,33 @@ class ServedClassifier(nn.Module):
         Of a segmenter they are (B, outputs, *input_shape).
         """
         return self.model.classify((x - self.mean) / self.std)
+
+
+class ServedEncoder(_Served):
+    """Normalises features as the plugin gives them, and encodes them."""
+
+    model: Encoder
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, C, *input_shape) in natural units to those of the whole (B, D) and of each patch (B, N, D).
+
+        The former are the mean of the latter: what the frozen probes of `evaluate` see.
+        """
+        tokens = self.model(self.model.spec.patchify((x - self.mean) / self.std))[:, self.model.prefix :]
+        return tokens.mean(dim=1), tokens
+
+
+def load_encoder(folder: Path) -> ServedEncoder:
+    """The encoder of a finished stage's folder, in evaluation mode on the CPU.
+
+    Raises:
+        UserError: if the folder holds no encoder.
+    """
+    record = read_record(folder, PretrainedEncoder)
+    geometry, statistics = record.geometry, record.statistics
+    model = Encoder(PatchSpec(geometry.channels, geometry.input_shape, geometry.patch_shape), record.model)
+    model.load_state_dict(load_file(folder / record.weights))
+    return ServedEncoder(model, torch.tensor(statistics.mean), torch.tensor(statistics.std)).eval()
 
 
 def load_classifier(folder: Path) -> ServedClassifier:

@@ -1,0 +1,146 @@
+"""maeflow's own layout: the folder of a finished stage, and the one file that says all of itself.
+
+In a file, metadata under the key ``maeflow`` is one JSON text: the recipe alone inside a stage's folder, whose
+``record.json`` says the rest, or ``{"recipe": ..., "record": ...}`` in what `maeflow export --to safetensors` writes.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from core.config import ModelConfig, NormPix
+from core.errors import NotThis, UserError
+from core.interop.foreign import Checkpoint, Foreign, Hint, Preprocessing, State, patch_geometry
+from core.interop.layout import Layout, grid_of
+from core.model.patches import PatchSpec
+from core.records import PretrainedEncoder, TunedModel, read_model
+from core.registry import plugin_info
+
+METADATA = "maeflow"
+"""Key of what a file of weights says of itself."""
+WHOLE = "autoencoder.safetensors"
+"""Encoder and decoder in the folder of a finished pretraining."""
+ModelRecord = PretrainedEncoder | TunedModel
+
+
+class Own(Layout):
+    """What maeflow itself writes."""
+
+    name = "maeflow"
+
+    def claims(self, checkpoint: Checkpoint) -> bool:
+        """It says so of itself."""
+        return isinstance(checkpoint.config.get(METADATA), Mapping)
+
+    def read(self, checkpoint: Checkpoint, hint: Hint | None = None) -> Foreign:
+        """Encoder, and decoder or head where there is one; of a segmenter the encoder alone."""
+        said = checkpoint.config[METADATA]
+        record = said.get("record")
+        if record is None:
+            return _without_record(checkpoint.state, said.get("recipe", said), hint)
+        try:
+            known = (TunedModel if record.get("stage") == "finetune" else PretrainedEncoder).model_validate(record)
+        except (ValidationError, AttributeError):
+            raise NotThis("the record beside its weights is of no version of maeflow that is known here") from None
+        return _foreign(checkpoint.state, known, said.get("recipe", {}))
+
+    def write(self, model: Foreign) -> dict[str, Tensor]:
+        """The encoder, and its head, under timm's names; encoder and decoder apart where there is a decoder."""
+        if model.has_decoder:
+            return dict(model.state)
+        return {key.removeprefix("encoder."): value for key, value in model.state.items()}
+
+
+def foreign_of(folder: Path) -> Foreign:
+    """The model of a finished stage's ``folder``; of an encoder with the decoder, where it is there.
+
+    Raises:
+        UserError: if there is none.
+    """
+    record = read_model(folder)
+    file = folder / WHOLE if (folder / WHOLE).is_file() else folder / record.weights
+    said = said_by(file)
+    return _foreign(load_file(file), record, said.get("recipe", said))
+
+
+def said_by(weights: Path) -> dict[str, Any]:
+    """What the file says of itself: its recipe, or recipe and record; nothing of one by another program."""
+    with safe_open(weights, "pt") as opened:
+        text = (opened.metadata() or {}).get(METADATA)
+    found: dict[str, Any] = json.loads(text) if text else {}
+    return found
+
+
+def units_of(modality: str) -> str:
+    """What the modality's features are measured in; empty also where its plugin is not installed."""
+    with suppress(UserError):
+        return plugin_info(modality).units
+    return ""
+
+
+def _foreign(state: State, record: ModelRecord, recipe: Mapping[str, Any]) -> Foreign:
+    weights, leftover = _named(state)
+    geometry, statistics = record.geometry, record.statistics
+    tuned = isinstance(record, TunedModel)
+    return Foreign(
+        Own.name,
+        weights,
+        record.model,
+        PatchSpec(geometry.channels, geometry.input_shape, geometry.patch_shape),
+        Preprocessing(units_of(record.modality), statistics.mean, statistics.std, "its own record"),
+        _norm_pix(recipe) if "decoder.pred.weight" in weights else None,
+        classes=record.target.classes if tuned and not leftover else (),
+        leftover=leftover,
+        notes=(f"a head of segmentation lies beside the encoder ({len(leftover)} weights)",) if leftover else (),
+    )
+
+
+def _without_record(state: State, recipe: Mapping[str, Any], hint: Hint | None) -> Foreign:
+    """What weights and recipe tell, where the file was taken out of its folder."""
+    weights, leftover = _named(state)
+    try:
+        model = ModelConfig.model_validate(recipe["model"])
+    except (ValidationError, KeyError):
+        raise NotThis("the recipe in it is of no version of maeflow that is known here") from None
+    table, projection = (weights.get(f"encoder.{name}") for name in ("pos_embed", "patch_embed.proj.weight"))
+    if table is None or projection is None:
+        raise NotThis("it holds no whole encoder")
+    prefix = int(model.cls_token)
+    grid = grid_of(table.shape[1] - prefix, projection.ndim - 2, table, hint)
+    note = "its record.json is not beside it, so nobody says by which statistics its inputs were normalised"
+    return Foreign(
+        Own.name,
+        weights,
+        model,
+        patch_geometry(weights, grid),
+        norm_pix=_norm_pix(recipe) if "decoder.pred.weight" in weights else None,
+        leftover=leftover,
+        notes=(note,),
+    )
+
+
+def _named(state: State) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Weights by the names that `Foreign` has, and the names of a segmenter's head, which it has not.
+
+    ``decoder.`` is MAE's beside names that begin with ``encoder.``, and otherwise the head of a segmenter.
+    """
+    if any(name.startswith("encoder.") for name in state):
+        return {name: value for name, value in state.items() if name.startswith(("encoder.", "decoder."))}, ()
+    leftover = tuple(name for name in state if name.startswith("decoder."))
+    head = ("head.", "fc_norm.")
+    kept = {name: value for name, value in state.items() if name not in leftover}
+    return {name if name.startswith(head) else f"encoder.{name}": value for name, value in kept.items()}, leftover
+
+
+def _norm_pix(recipe: Mapping[str, Any]) -> NormPix | None:
+    """How the decoder's target was normalised, as far as the recipe tells."""
+    with suppress(KeyError, ValueError, TypeError):
+        return NormPix(recipe["pretrain"]["norm_pix"])
+    return None
