@@ -207,6 +207,8 @@ class DecoderConfig(Config):
     """Hidden width of its MLPs over its width; null takes the encoder's."""
     own_cls: bool = added_later(default=False)
     """Whether a class token is the decoder's own (mae_st), and not the encoder's, which it otherwise is."""
+    norm_eps: Annotated[float, Field(gt=0)] | None = added_later(None)
+    """What its last layer norm adds to the variance; null takes the encoder's."""
     attention: Literal["global", "local"] = "global"
     """Whether a patch attends to all others, or to those in its window of the grid (Liu et al. 2021)."""
     window: tuple[PositiveInt, ...] | None = None
@@ -236,6 +238,8 @@ class ModelConfig(Config):
     """Hidden width of the MLPs over the width, in encoder and decoder."""
     norm_eps: Annotated[float, Field(gt=0)] = added_later(1e-6)
     """What layer norms add to the variance: 1e-6 in MAE and timm, 1e-12 in some of transformers' checkpoints."""
+    head_norm_eps: Annotated[float, Field(gt=0)] | None = added_later(None)
+    """What the layer norm of a head that reads the mean adds to the variance; null takes `norm_eps`."""
     cls_token: bool = True
     """Whether a class token goes through the encoder with the patches."""
     positions: Literal["sincos", "sincos_joint", "learned"] = "sincos"

@@ -12,7 +12,7 @@ from core.records import PreparedData, PretrainedEncoder, TunedModel
 from core.registry import plugin_info
 from core.workspace import SCHEMA, digest_of
 
-REVISIONS = {"prepare": 2, "pretrain": 2, "finetune": 1, "evaluate": 3}
+REVISIONS = {"prepare": 2, "pretrain": 2, "finetune": 1, "evaluate": 3, "adopt": 1}
 """Raised by hand when the code of a stage gives other results than before."""
 
 Listing = Sequence[tuple[str, int, int]]
@@ -34,11 +34,32 @@ def prepare_digest(recipe: Recipe, listing: Listing, secret: bytes = b"") -> str
     return _digest("prepare", recipe, ["seed", "task", "prepare"], data, inputs)
 
 
-def pretrain_digest(recipe: Recipe, data: Sequence[tuple[PreparedData, float]], labelled: PreparedData | None) -> str:
-    """Folder name of pretraining on weighted prepared ``data``, with the test items of ``labelled`` kept out."""
+def pretrain_digest(
+    recipe: Recipe,
+    data: Sequence[tuple[PreparedData, float]],
+    labelled: PreparedData | None,
+    start: PretrainedEncoder | None = None,
+) -> str:
+    """Folder name of pretraining on weighted prepared ``data``, with the test items of ``labelled`` kept out.
+
+    ``start`` is what it goes on from, if not from random weights.
+    """
     inputs = [[prepared.digest, weight] for prepared, weight in data]
     held_out = labelled.digest if labelled else None
-    return _digest("pretrain", recipe, ["seed", "model", "pretrain"], results_only(recipe.data), inputs, held_out)
+    more = [start.digest] if start else []
+    return _digest(
+        "pretrain", recipe, ["seed", "model", "pretrain"], results_only(recipe.data), inputs, held_out, *more
+    )
+
+
+def adopt_digest(recipe: Recipe, fingerprint: str, data: PreparedData | None, encoder: str = "") -> str:
+    """Folder name of a foreign checkpoint with this ``fingerprint``, taken over for ``recipe``.
+
+    ``data`` give statistics, and classes to a tuned model, whose own ``encoder`` has that digest.
+    """
+    shapes = [results_only(recipe)[group].get("input_shape") for group in ("pretrain", "finetune")]
+    inputs = [fingerprint, data.digest if data else None, encoder, shapes]
+    return _digest("adopt", recipe, ["model"], results_only(recipe.data), *inputs)
 
 
 def finetune_digest(recipe: Recipe, encoder: PretrainedEncoder, labelled: PreparedData) -> str:
@@ -47,9 +68,11 @@ def finetune_digest(recipe: Recipe, encoder: PretrainedEncoder, labelled: Prepar
     return _digest("finetune", recipe, groups, results_only(recipe.data), encoder.digest, labelled.digest)
 
 
-def evaluate_digest(recipe: Recipe, encoder: PretrainedEncoder, tuned: TunedModel, labelled: PreparedData) -> str:
-    """Folder name of evaluating ``encoder`` and ``tuned`` on the test split of ``labelled``."""
-    inputs = [encoder.digest, tuned.digest, labelled.digest]
+def evaluate_digest(
+    recipe: Recipe, encoder: PretrainedEncoder, tuned: TunedModel | None, labelled: PreparedData
+) -> str:
+    """Folder name of evaluating ``encoder`` and ``tuned``, if there is one, on the test split of ``labelled``."""
+    inputs = [encoder.digest, tuned.digest if tuned else None, labelled.digest]
     return _digest("evaluate", recipe, ["seed", "task", "evaluate"], results_only(recipe.data), *inputs)
 
 

@@ -70,7 +70,7 @@ def serve(file: Path, kind: type[RequestT], work: Callable[[RequestT, threading.
     home = "the home folder"
     try:
         request = kind.model_validate_json(file.read_bytes())
-        home = request.home
+        home = request.place
         if private := request.private:
             say.alone()
         work(request, stop, say)

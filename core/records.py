@@ -112,6 +112,8 @@ class PretrainedEncoder(Record):
     """Last values of the training curves; empty of one that was taken over as it is."""
     checkpoint: str = ""
     """Name of the foreign checkpoint that it is; empty of one that was pretrained here."""
+    head: int = 0
+    """Outputs of the head in that checkpoint; 0 where there is none."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """The plugin's settings, as far as prepared data depend on them; empty in records of earlier versions."""
 

@@ -39,8 +39,18 @@ class Request(Config):
 
     @property
     def title(self) -> str:
-        """What the work is called in errors and names of files."""
+        """What the work is called in errors."""
         raise NotImplementedError
+
+    @property
+    def file(self) -> str:
+        """Where the request stands while the work is done, relative to the home: what the file's name begins with."""
+        return f"runs/requests/{self.title}"
+
+    @property
+    def place(self) -> str:
+        """Whose disk is full where one is."""
+        return self.home
 
     @property
     def private(self) -> bool:
@@ -80,6 +90,11 @@ class StageRequest(Request):
         return self.stage
 
     @property
+    def file(self) -> str:
+        """The stage and its digest."""
+        return f"runs/requests/{self.stage}-{self.digest}"
+
+    @property
     def private(self) -> bool:
         """Whether the recipe's sources are."""
         modality = self.recipe.get("modality")
@@ -112,6 +127,48 @@ class ApplyRequest(Request):
     def title(self) -> str:
         """What is done."""
         return self.kind
+
+    @property
+    def file(self) -> str:
+        """With the owner's own files where sources are private: places of outputs may name people, too."""
+        return f"{'private' if self.private else 'runs'}/requests/{self.kind}"
+
+    @property
+    def place(self) -> str:
+        """The output."""
+        return self.out
+
+    @property
+    def private(self) -> bool:
+        """Whether the modality's sources are."""
+        return plugin_info(self.modality).private
+
+
+class ExportRequest(Request):
+    """A finished model that is to be written in the form of another tool."""
+
+    modality: str
+    """The plugin it was trained with."""
+    model: str
+    """Absolute path of the folder that holds the model."""
+    to: str
+    """The format, as `maeflow export --to` calls it."""
+    out: str
+    """Absolute path of the folder that is to be written."""
+    with_decoder: bool = False
+    """Whether the decoder of an encoder goes along."""
+    overwrite: bool = False
+    """Whether an earlier export may be replaced."""
+
+    @property
+    def title(self) -> str:
+        """What is done."""
+        return "export"
+
+    @property
+    def place(self) -> str:
+        """The folder to write."""
+        return self.out
 
     @property
     def private(self) -> bool:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows import cli_servers
+from flows import cli_models, cli_servers
 from flows.options import (
+    CheckpointOption,
     DataOption,
     DebugOption,
     HomeOption,
     LabelledOption,
+    PreparedOption,
     RecipeArgument,
     SetOption,
     begin,
@@ -29,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(cli_models.app)
 app.add_typer(cli_servers.app)
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
@@ -103,15 +106,19 @@ def demo(
 @app.command()
 def run(
     recipe: RecipeArgument,
-    data: DataOption,
+    data: DataOption = None,
     labelled: LabelledOption = None,
+    checkpoint: CheckpointOption = None,
     set_: SetOption = None,
     home: HomeOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Run the whole pipeline: prepare, pretrain, finetune, evaluate. Finished stages are recognised and reused."""
+    """Run the whole pipeline: prepare, pretrain, finetune, evaluate. Finished stages are recognised and reused.
+
+    With --checkpoint pretraining goes on from weights of others; without --data there is none, and they are tuned.
+    """
     root = begin(home, debug=debug)
-    _pipeline(recipe, data, labelled, root, set_)
+    _pipeline(recipe, data or [], labelled, root, set_, checkpoint)
 
 
 @app.command()
@@ -131,42 +138,45 @@ def prepare(
 def pretrain(
     recipe: RecipeArgument,
     from_: Annotated[str, typer.Option("--from", help="Folder of the prepared data.")],
-    labelled: Annotated[str | None, typer.Option("--labelled", help="Folder of labelled prepared data.")] = None,
+    labelled: PreparedOption = None,
+    checkpoint: CheckpointOption = None,
     set_: SetOption = None,
     home: HomeOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Train an encoder on prepared data, without labels."""
+    """Train an encoder on prepared data, without labels; from random weights, or from a checkpoint."""
     root = begin(home, debug=debug)
-    _one_stage("pretrain", recipe, set_, root, prepared=from_, labelled=labelled)
+    _one_stage("pretrain", recipe, set_, root, prepared=from_, labelled=labelled, checkpoint=checkpoint)
 
 
 @app.command()
 def finetune(
     recipe: RecipeArgument,
-    from_: Annotated[str, typer.Option("--from", help="Folder of the pretrained encoder.")],
-    labelled: Annotated[str | None, typer.Option("--labelled", help="Folder of labelled prepared data.")] = None,
+    from_: Annotated[str | None, typer.Option("--from", help="Folder of the pretrained encoder.")] = None,
+    labelled: PreparedOption = None,
+    checkpoint: CheckpointOption = None,
     set_: SetOption = None,
     home: HomeOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Tune an encoder on labelled data."""
+    """Tune an encoder on labelled data: one that was pretrained here, or a checkpoint's."""
     root = begin(home, debug=debug)
-    _one_stage("finetune", recipe, set_, root, encoder=from_, labelled=labelled)
+    _one_stage("finetune", recipe, set_, root, encoder=from_, labelled=labelled, checkpoint=checkpoint)
 
 
 @app.command()
 def evaluate(
     recipe: RecipeArgument,
-    from_: Annotated[str, typer.Option("--from", help="Folder of the tuned model.")],
-    labelled: Annotated[str | None, typer.Option("--labelled", help="Folder of labelled prepared data.")] = None,
+    from_: Annotated[str | None, typer.Option("--from", help="Folder of the tuned model.")] = None,
+    labelled: PreparedOption = None,
+    checkpoint: CheckpointOption = None,
     set_: SetOption = None,
     home: HomeOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Score a tuned model and its encoder on the test split."""
+    """Score a tuned model and its encoder on the test split; of a checkpoint without a head the frozen encoder."""
     root = begin(home, debug=debug)
-    _one_stage("evaluate", recipe, set_, root, tuned=from_, labelled=labelled)
+    _one_stage("evaluate", recipe, set_, root, tuned=from_, labelled=labelled, checkpoint=checkpoint)
 
 
 @app.command()
@@ -237,20 +247,27 @@ def doctor(home: HomeOption = None) -> None:
     sys.exit(DONE if report(root) else FAILED)
 
 
-def _pipeline(recipe: str, data: list[str], labelled: str | None, home: Path, overrides: list[str] | None) -> None:
+def _pipeline(
+    recipe: str,
+    data: list[str],
+    labelled: str | None,
+    home: Path,
+    overrides: list[str] | None,
+    checkpoint: str | None = None,
+) -> None:
     """Resolve everything that can be wrong before anything slow starts; then run the flow."""
     from core.recipes import load
 
     resolved = load(recipe, overrides or [])
     from flows.privacy import discretion, source_name
-    from flows.sources import weighted
+    from flows.sources import anywhere, weighted
 
     with discretion(resolved.modality):
         sources = [weighted(text, resolved.modality, home) for text in data]
         tuning = source_name(labelled, resolved.modality, home) if labelled else None
         from flows.running import run_pipeline
 
-        run_pipeline(resolved, sources, tuning, home)
+        run_pipeline(resolved, sources, tuning, anywhere(checkpoint), home)
 
 
 def _one_stage(stage: "StageName", recipe: str, overrides: list[str] | None, home: Path, **inputs: str | None) -> None:
@@ -258,9 +275,13 @@ def _one_stage(stage: "StageName", recipe: str, overrides: list[str] | None, hom
 
     resolved = load(recipe, overrides or [])
     from flows.privacy import discretion, refuse_strangers, source_name
+    from flows.sources import anywhere
 
     with discretion(resolved.modality):
-        refuse_strangers({name: given for name, given in inputs.items() if name != "source"}, resolved.modality)
+        if "checkpoint" in inputs:
+            inputs["checkpoint"] = anywhere(inputs["checkpoint"])
+        folders = {name: given for name, given in inputs.items() if name not in {"source", "checkpoint"}}
+        refuse_strangers(folders, resolved.modality)
         if inputs.get("source") is not None:
             inputs["source"] = source_name(str(inputs["source"]), resolved.modality, home)
         from flows.running import run_stage

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.options import DebugOption, HomeOption, LabelledOption, SetOption, begin
+from flows.options import CheckpointOption, DebugOption, HomeOption, LabelledOption, SetOption, begin
 from infra.settings import MLFLOW_PORT, PREFECT_PORT
 
 app = typer.Typer()
@@ -121,6 +121,7 @@ def trigger(
     data: Annotated[list[str] | None, typer.Option("--data", help="Raw data; SRC=0.5 weighs it.")] = None,
     labelled: LabelledOption = None,
     from_: Annotated[str | None, typer.Option("--from", help="Of a stage: folder of the stage before.")] = None,
+    checkpoint: CheckpointOption = None,
     set_: SetOption = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow its log; the exit code is the run's.")] = False,
     home: HomeOption = None,
@@ -133,7 +134,8 @@ def trigger(
     join_or_refuse(root)
     from flows.triggering import trigger as start
 
-    sys.exit(DONE if start(root, deployment, data or [], labelled, from_, set_ or [], watch=watch) else FAILED)
+    good = start(root, deployment, data or [], labelled, from_, set_ or [], checkpoint=checkpoint, watch=watch)
+    sys.exit(DONE if good else FAILED)
 
 
 @app.command()

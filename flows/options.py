@@ -13,8 +13,16 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a rec
 LabelledOption = Annotated[
     str | None, typer.Option("--labelled", help="Labelled data; default: those of the first --data.")
 ]
+PreparedOption = Annotated[str | None, typer.Option("--labelled", help="Folder of labelled prepared data.")]
 DataOption = Annotated[
-    list[str], typer.Option("--data", help="Raw data: folder, file, manifest or saved dataset; SRC=0.5 weighs it.")
+    list[str] | None,
+    typer.Option("--data", help="Raw data: folder, file, manifest or saved dataset; SRC=0.5 weighs it."),
+]
+CheckpointOption = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint", help="Weights of others: a file, a folder, a hub's owner/name, or one of timm's names."
+    ),
 ]
 RecipeArgument = Annotated[str, typer.Argument(help="A packaged recipe such as image/tiny, or a YAML file.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and Prefect's own log.")]

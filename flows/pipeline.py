@@ -22,17 +22,23 @@ from infra.records import RunRecords
 from infra.watchdog import guard_children
 
 
-def parameters(recipe: Recipe, sources: Sequence[DataSource], labelled: str | None) -> dict[str, Any]:
+def parameters(
+    recipe: Recipe, sources: Sequence[DataSource], labelled: str | None, checkpoint: str | None
+) -> dict[str, Any]:
     """The pipeline flow's parameters for a resolved recipe."""
     groups = {name: getattr(recipe, name) for name in type(recipe).model_fields if name != "modality"}
-    return {**groups, "sources": [source.model_dump() for source in sources], "labelled": labelled}
+    given = {"sources": [source.model_dump() for source in sources], "labelled": labelled, "checkpoint": checkpoint}
+    return {**groups, **given}
 
 
-def run(recipe: Recipe, sources: Sequence[DataSource], labelled: str | None, home: Path) -> dict[str, Any]:
+def run(
+    recipe: Recipe, sources: Sequence[DataSource], labelled: str | None, checkpoint: str | None, home: Path
+) -> dict[str, Any]:
     """The body of the pipeline flow; call it inside one."""
+    refuse_nothing(sources, labelled, checkpoint)
     refuse_paths([*(source.path for source in sources), *([labelled] if labelled else [])], recipe.modality)
     with open_context(recipe, home) as context:
-        first = _stages(sources, labelled)
+        first = _stages(sources, labelled, checkpoint)
         report = reports.write(context)
         context.records.close("FINISHED", _headline(context), first.data_digest, report)
     return {
@@ -68,21 +74,35 @@ def open_context(recipe: Recipe, home: Path) -> Iterator[stages.Context]:
             stages.finish_logging(context)
 
 
-def _stages(sources: Sequence[DataSource], labelled: str | None) -> PreparedData:
-    """Chain the stages; gives the first source's record."""
+def refuse_nothing(sources: Sequence[DataSource], labelled: str | None, checkpoint: str | None) -> None:
+    """Refuse a pipeline that has no data to begin with.
+
+    Raises:
+        UserError: if there is neither anything to pretrain on, nor a checkpoint with labelled data to tune it on.
+    """
+    if not sources and not (labelled and checkpoint):
+        raise UserError(
+            "there is nothing to pretrain on: give --data; or --checkpoint and --labelled, to tune what is there already"
+        )
+
+
+def _stages(sources: Sequence[DataSource], labelled: str | None, checkpoint: str | None) -> PreparedData:
+    """Chain the stages; gives the record of the first source, or of the labelled data where there is none."""
     data = [(stages.prepare(source.path).record, source.weight) for source in sources]
-    first = data[0][0]
-    if labelled is not None:
-        tuning: PreparedData | None = stages.prepare(labelled, role="labelled").record
-    else:
-        tuning = first if first.target is not None else None
+    tuning = stages.prepare(labelled, role="labelled").record if labelled is not None else None
+    first = data[0][0] if data else tuning
+    assert first is not None, "this is refused before"
+    if tuning is None and first.target is not None:
+        tuning = first
     if tuning is not None and tuning.target is not None and tuning.labelled["test"] == 0:
         raise UserError(
             "no labelled item is held out for testing, so the pipeline could not evaluate what it trains; give the "
             "source a test split, or more groups, which are never divided, or raise prepare.test_fraction; "
             "`maeflow pretrain` alone does without"
         )
-    encoder = stages.pretrain(data, tuning).record
+    start = stages.adopt(checkpoint, first).record if checkpoint else None
+    encoder = stages.pretrain(data, tuning, start).record if data else start
+    assert encoder is not None, "this is refused before"
     if tuning is None or tuning.target is None:
         console.current().line(
             "  no item has a label, so the pipeline ends after pretraining; give --labelled to go on"

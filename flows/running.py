@@ -14,22 +14,25 @@ from core.records import RECORD_FILE, PreparedData, PretrainedEncoder, TunedMode
 from core.request import StageName
 from core.workspace import Home
 from flows import console, stages
-from flows.pipeline import open_context, parameters
+from flows.pipeline import open_context, parameters, refuse_nothing
 from flows.privacy import refuse_paths
 from flows.sources import DataSource
 from flows.typed import pipeline_flow, stage_flow
 from infra import settings
 
 
-def run_pipeline(recipe: Recipe, sources: Sequence[DataSource], labelled: str | None, home: Path) -> None:
+def run_pipeline(
+    recipe: Recipe, sources: Sequence[DataSource], labelled: str | None, checkpoint: str | None, home: Path
+) -> None:
     """Run the pipeline flow with live progress, then say where everything is."""
+    refuse_nothing(sources, labelled, checkpoint)
     start = time.monotonic()
     out = console.for_terminal()
     out.line(f"maeflow {recipe.name}: results go to {home}")
     _warm_up(home)
     token = console.CURRENT.set(out)
     try:
-        summary: dict[str, Any] = pipeline_flow(recipe.modality)(**parameters(recipe, sources, labelled))
+        summary: dict[str, Any] = pipeline_flow(recipe.modality)(**parameters(recipe, sources, labelled, checkpoint))
     finally:
         console.CURRENT.reset(token)
     _farewell(out, home, time.monotonic() - start, summary["report"])
@@ -98,15 +101,48 @@ def _call(stage: StageName, home: Home, inputs: dict[str, str | None]) -> stages
         return stages.prepare(str(inputs["source"]))
     given = inputs.get("labelled")
     labelled = read_record(_folder(home, "prepare", given), PreparedData) if given else None
+    checkpoint = inputs.get("checkpoint")
     if stage == "pretrain":
         data = read_record(_folder(home, "prepare", inputs["prepared"]), PreparedData)
-        return stages.pretrain([(data, 1.0)], labelled or (data if data.target else None))
+        start = stages.adopt(checkpoint, data).record if checkpoint else None
+        return stages.pretrain([(data, 1.0)], labelled or (data if data.target else None), start)
+    if checkpoint:
+        return _from_checkpoint(stage, checkpoint, labelled)
     if stage == "finetune":
-        encoder = read_record(_folder(home, "pretrain", inputs["encoder"]), PretrainedEncoder)
+        encoder = read_record(_folder(home, "pretrain", _required(inputs, "encoder")), PretrainedEncoder)
         return stages.finetune(encoder, labelled or _beside(home, "prepare", encoder.prepared, PreparedData))
-    tuned = read_record(_folder(home, "finetune", inputs["tuned"]), TunedModel)
+    tuned = read_record(_folder(home, "finetune", _required(inputs, "tuned")), TunedModel)
     encoder = _beside(home, "pretrain", tuned.encoder, PretrainedEncoder)
     return stages.evaluate(encoder, tuned, labelled or _beside(home, "prepare", tuned.prepared, PreparedData))
+
+
+def _from_checkpoint(stage: StageName, checkpoint: str, labelled: PreparedData | None) -> stages.Outcome[Any]:
+    """Fine-tune or evaluate what is in a foreign checkpoint; of an encoder alone its frozen features are evaluated.
+
+    Raises:
+        UserError: if there are no labelled data.
+    """
+    if labelled is None:
+        raise UserError(
+            f"{stage} from a checkpoint needs labelled data: prepare them and give the folder as --labelled"
+        )
+    adopted = stages.adopt(checkpoint, labelled)
+    if stage == "finetune":
+        return stages.finetune(adopted.record, labelled)
+    tuned = stages.adopt_tuned(checkpoint, adopted.record, labelled).record if adopted.record.head else None
+    return stages.evaluate(adopted.record, tuned, labelled)
+
+
+def _required(inputs: dict[str, str | None], name: str) -> str:
+    """The input ``name``.
+
+    Raises:
+        UserError: if it was not given.
+    """
+    given = inputs.get(name)
+    if not given:
+        raise UserError("nothing says what to start from: give --from, the folder of the stage before, or --checkpoint")
+    return given
 
 
 def _folder(home: Home, stage: StageName, given: str | None) -> Path:

@@ -33,3 +33,10 @@ def weighted(text: str, modality: str, home: Path) -> DataSource:
     if value <= 0:
         raise UserError(f"--data{'' if is_private(modality) else f' {text}'}: the weight must be above 0")
     return DataSource(path=source_name(path, modality, home), weight=value)
+
+
+def anywhere(path: str | None) -> str | None:
+    """A path as a worker finds it, which works in another folder; what is no path, such as a hub's name, stays."""
+    if path is None or not Path(path).expanduser().exists():
+        return path
+    return str(Path(path).expanduser().absolute())

@@ -4,10 +4,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -17,13 +18,16 @@ from core.config import Recipe
 from core.data.private import resolve_source, secret_of
 from core.data.sources import listing, unnamed
 from core.errors import StageError, StageLost, UserError
+from core.interop.account import ACCOUNT_FILE, Account
+from core.interop.places import fingerprint, located
 from core.records import EvalReport, PreparedData, PretrainedEncoder, Record, TunedModel, read_record
-from core.request import StageName, StageRequest, WeightedInput
+from core.request import Place, StageName, StageRequest, WeightedInput
 from core.workspace import Home
 from flows import artifacts, console
 from flows.admission import admitted
 from flows.privacy import discretion, is_private
-from infra.launchers import Watch
+from infra import devices
+from infra.launchers import Launcher, SubprocessLauncher, Watch
 from infra.records import RunRecords, StageRun
 
 R = TypeVar("R", bound=Record)
@@ -80,7 +84,7 @@ def _lost(task_: Any, task_run: Any, state: Any) -> bool:
     return False
 
 
-def _stage_task(stage: StageName) -> Callable[[Callable[P, T]], Callable[P, T]]:
+def _stage_task(stage: StageName | Literal["checkpoint"]) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Makes a function the task of a stage: named by recipe and stage, tried again only where its process was lost."""
 
     def name() -> str:
@@ -114,13 +118,54 @@ def prepare(source: str, role: str = "data") -> Outcome[PreparedData]:
     return _run(context, request, PreparedData, title="prepare" if role == "data" else f"prepare {role}")
 
 
-@_stage_task("pretrain")
-def pretrain(data: Sequence[tuple[PreparedData, float]], labelled: PreparedData | None) -> Outcome[PretrainedEncoder]:
-    """Pretrain on weighted prepared data."""
+@_stage_task("checkpoint")
+def adopt(reference: str, data: PreparedData | None) -> Outcome[PretrainedEncoder]:
+    """Take over the encoder of a foreign checkpoint: a file, a folder, or a name on a hub."""
     context = CONTEXT.get()
-    digest = digests.pretrain_digest(context.recipe, data, labelled)
+    place, fingerprint = _found(reference)
+    digest = digests.adopt_digest(context.recipe, fingerprint, data)
+    inputs = {"checkpoint": place, "labelled": data.folder if data else None}
+    request = _request(context, "pretrain", digest, **inputs)
+    return _account(_run(context, request, PretrainedEncoder, data=[data] if data else [], title="checkpoint"))
+
+
+@_stage_task("checkpoint")
+def adopt_tuned(reference: str, encoder: PretrainedEncoder, labelled: PreparedData) -> Outcome[TunedModel]:
+    """Take over the tuned model of a foreign checkpoint, whose encoder was adopted before."""
+    context = CONTEXT.get()
+    place, fingerprint = _found(reference)
+    digest = digests.adopt_digest(context.recipe, fingerprint, labelled, encoder.digest)
+    inputs = {"checkpoint": place, "encoder": encoder.folder, "labelled": labelled.folder}
+    request = _request(context, "finetune", digest, **inputs)
+    return _account(_run(context, request, TunedModel, data=[labelled], title="its head"))
+
+
+def _account(outcome: Outcome[R]) -> Outcome[R]:
+    """Tell what became of a checkpoint also where it was taken over before; the first time its process does."""
+    if outcome.reused:
+        for line in Account.model_validate_json((outcome.folder / ACCOUNT_FILE).read_bytes()).lines:
+            console.current().line(f"  {line}")
+    return outcome
+
+
+def _found(reference: str) -> tuple[Place, str]:
+    """Where a checkpoint is, and the digits that stand for its bytes."""
+    place = located(reference)
+    return place, fingerprint(place)
+
+
+@_stage_task("pretrain")
+def pretrain(
+    data: Sequence[tuple[PreparedData, float]],
+    labelled: PreparedData | None,
+    start: PretrainedEncoder | None = None,
+) -> Outcome[PretrainedEncoder]:
+    """Pretrain on weighted prepared data, from ``start`` or from random weights."""
+    context = CONTEXT.get()
+    digest = digests.pretrain_digest(context.recipe, data, labelled, start)
     inputs = tuple(WeightedInput(folder=prepared.folder, weight=weight) for prepared, weight in data)
-    request = _request(context, "pretrain", digest, data=inputs, labelled=labelled.folder if labelled else None)
+    before = {"labelled": labelled.folder if labelled else None, "encoder": start.folder if start else None}
+    request = _request(context, "pretrain", digest, data=inputs, **before)
     return _run(context, request, PretrainedEncoder, data=[prepared for prepared, _ in data])
 
 
@@ -137,11 +182,11 @@ def finetune(encoder: PretrainedEncoder, labelled: PreparedData) -> Outcome[Tune
 
 
 @_stage_task("evaluate")
-def evaluate(encoder: PretrainedEncoder, tuned: TunedModel, labelled: PreparedData) -> Outcome[EvalReport]:
-    """Score encoder and tuned model on the test split."""
+def evaluate(encoder: PretrainedEncoder, tuned: TunedModel | None, labelled: PreparedData) -> Outcome[EvalReport]:
+    """Score the encoder, and the tuned model if there is one, on the test split."""
     context = CONTEXT.get()
     digest = digests.evaluate_digest(context.recipe, encoder, tuned, labelled)
-    inputs = {"encoder": encoder.folder, "tuned": tuned.folder, "labelled": labelled.folder}
+    inputs = {"encoder": encoder.folder, "tuned": tuned.folder if tuned else None, "labelled": labelled.folder}
     return _run(context, _request(context, "evaluate", digest, **inputs), EvalReport, data=[labelled])
 
 
@@ -166,7 +211,7 @@ def _followed(
     run = context.records.stage(request.stage, request.digest, folder, context.values, inputs, reused=reused)
     try:
         if not reused:
-            with admitted(context.home.root, request.stage, context.recipe.compute, served=context.served) as launcher:
+            with _launcher(context, request) as launcher:
                 out.stage(title)
                 follower = console.Follower(lambda: folder.current, out)
                 launcher.run(request, Watch(line=_teller(context), tick=follower.tick))
@@ -186,6 +231,13 @@ def _followed(
         shown = not is_private(context.recipe.modality)
         artifacts.tell_stage(context.recipe.name, title, record, folder.final, links, picture=shown)
     return outcome
+
+
+def _launcher(context: Context, request: StageRequest) -> AbstractContextManager[Launcher]:
+    """What runs the stage, once there is a place for it; taking a checkpoint over needs no GPU and one process."""
+    if request.checkpoint is not None:
+        return nullcontext(SubprocessLauncher(devices.hidden()))
+    return admitted(context.home.root, request.stage, context.recipe.compute, served=context.served)
 
 
 def _close(run: StageRun, error: BaseException) -> None:

@@ -17,7 +17,7 @@ from core.recipes import nearest, overridden
 from core.request import STAGES, StageName
 from flows.deploying import registered
 from flows.privacy import discretion, refuse_strangers, source_name
-from flows.sources import weighted
+from flows.sources import anywhere, weighted
 from infra.orchestrator import client
 
 FROM = {"pretrain": "prepared", "finetune": "encoder", "evaluate": "tuned"}
@@ -35,6 +35,7 @@ def trigger(
     from_: str | None,
     overrides: Sequence[str],
     *,
+    checkpoint: str | None = None,
     watch: bool,
 ) -> bool:
     """Start a run; with ``watch`` follow it to its end, and give whether that was a good one.
@@ -44,7 +45,7 @@ def trigger(
     """
     with client() as prefect:
         found = _find(prefect, deployment)
-        parameters = changed(home, deployment, found, data, labelled, from_, overrides)
+        parameters = changed(home, deployment, found, data, labelled, from_, overrides, checkpoint)
         try:
             run = prefect.create_flow_run_from_deployment(found.id, parameters=parameters)
         except PrefectHTTPStatusError as error:
@@ -64,6 +65,7 @@ def changed(
     labelled: str | None,
     from_: str | None,
     overrides: Sequence[str],
+    checkpoint: str | None = None,
 ) -> dict[str, Any]:
     """The parameters that differ from the deployment's own: whole groups, since Prefect merges no deeper.
 
@@ -73,13 +75,18 @@ def changed(
     flow, _, _ = name.partition("/")
     modality, stage = _kind(flow)
     before = dict(deployment.parameters)
-    recipe = {k: v for k, v in before.items() if k not in {"sources", "labelled", "source", *FROM.values()}}
+    recipe = {
+        k: v for k, v in before.items() if k not in {"sources", "labelled", "source", "checkpoint", *FROM.values()}
+    }
     wanted = overridden({"modality": modality, **recipe}, overrides, name)
     after = {key: value for key, value in wanted.model_dump(mode="json").items() if key != "modality"}
     given = {key: value for key, value in after.items() if value != before.get(key)}
     with discretion(modality):
         given |= _inputs(home, modality, stage, data, labelled, from_)
-    _complete(deployment, before | given)
+    if checkpoint and stage == "prepare":
+        raise UserError("the stage prepare reads data and no --checkpoint")
+    given |= {"checkpoint": anywhere(checkpoint)} if checkpoint else {}
+    _complete(deployment, stage, before | given)
     return given
 
 
@@ -112,21 +119,18 @@ def _inputs(
         found["source"] = source_name(data[0], modality, home)
     if from_ and stage:
         refuse_strangers({"from": from_}, modality)
-        found[FROM[stage]] = _absolute(from_)
+        found[FROM[stage]] = anywhere(from_)
     if labelled:
-        found["labelled"] = source_name(labelled, modality, home) if stage is None else _absolute(labelled)
+        found["labelled"] = source_name(labelled, modality, home) if stage is None else anywhere(labelled)
     return found
 
 
-def _absolute(folder: str) -> str:
-    """A folder as a worker finds it, which works elsewhere; a name stays one."""
-    return str(Path(folder).absolute()) if Path(folder).exists() else folder
-
-
-def _complete(deployment: DeploymentResponse, parameters: dict[str, Any]) -> None:
-    required = (deployment.parameter_openapi_schema or {}).get("required", [])
+def _complete(deployment: DeploymentResponse, stage: StageName | None, parameters: dict[str, Any]) -> None:
+    required = list((deployment.parameter_openapi_schema or {}).get("required", []))
+    if stage in {"finetune", "evaluate"} and not parameters.get("checkpoint"):  # One of the two, which no form can say.
+        required.append(FROM[stage])
     options = {"sources": "--data SRC", "source": "--data SRC"} | dict.fromkeys(FROM.values(), "--from FOLDER")
-    if missing := [name for name in required if name not in parameters]:
+    if missing := [name for name in required if not parameters.get(name)]:
         raise UserError(f"the run needs {' and '.join(missing)}; add {', '.join(options.get(n, n) for n in missing)}")
 
 

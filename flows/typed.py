@@ -29,23 +29,29 @@ from infra.orchestrator import forget_parameters
 
 PRIVATE = rf"^{TOKEN}[0-9a-f]+$"
 FINISHED = r"(^|/)[0-9a-f]{16}(/record\.json)?$"
+CHECKPOINT = "a file, a folder, a name on the Hugging Face hub, or one of timm's"
 FOLDER = "its folder in the home, or the 16 digits that name it"
 INPUTS: dict[StageName, dict[str, str]] = {
     "prepare": {"source": "Raw data: a folder, a manifest, or a dataset saved by Hugging Face datasets."},
     "pretrain": {
         "prepared": f"Prepared data to learn from: {FOLDER}.",
         "labelled": "Labelled prepared data, whose test items are kept out; by default those of the former.",
+        "checkpoint": f"Weights to go on from, in place of random ones: {CHECKPOINT}.",
     },
     "finetune": {
-        "encoder": f"The pretrained encoder: {FOLDER}.",
+        "encoder": f"The pretrained encoder: {FOLDER}. Or give a checkpoint.",
         "labelled": "Labelled prepared data to tune on; by default those the encoder has learnt from.",
+        "checkpoint": f"The encoder of others to tune: {CHECKPOINT}.",
     },
     "evaluate": {
-        "tuned": f"The tuned model: {FOLDER}.",
+        "tuned": f"The tuned model: {FOLDER}. Or give a checkpoint.",
         "labelled": "Labelled prepared data to test on; by default those the model was tuned on.",
+        "checkpoint": f"The model of others to test, or an encoder whose frozen features to test: {CHECKPOINT}.",
     },
 }
 """What each stage starts from, and the text of its field."""
+OPTIONAL = ("labelled", "checkpoint", "encoder", "tuned")
+"""Inputs that may be left out; a stage says by itself what it cannot do without."""
 
 
 class PrivateSource(DataSource):
@@ -68,14 +74,15 @@ def pipeline_flow(modality: str) -> "Flow[..., dict[str, Any]]":
     inputs = {
         "sources": (list[PrivateSource] if private else list[DataSource], ..., "Raw data to pretrain on."),
         "labelled": (text | None, None, "Labelled data to fine-tune on and to test with; by default the first source."),
+        "checkpoint": (str | None, None, f"Weights to begin with, in place of random ones: {CHECKPOINT}."),
     }
 
     def body(**given: Any) -> dict[str, Any]:
-        sources, labelled = given.pop("sources"), given.pop("labelled")
+        sources, labelled, checkpoint = (given.pop(name) for name in ("sources", "labelled", "checkpoint"))
         if private:
             _refuse({PRIVATE: [*(source.path for source in sources), labelled]})
         with discretion(modality):
-            return run(_recipe(modality, given), sources, labelled, served_home())
+            return run(_recipe(modality, given), sources, labelled, checkpoint, served_home())
 
     return _flow(modality, None, body, inputs, f"Prepare, pretrain, fine-tune and evaluate ({modality}).")
 
@@ -91,13 +98,13 @@ def stage_flow(modality: str, stage: StageName) -> "Flow[..., dict[str, Any]]":
     private = plugin_info(modality).private
     inputs: dict[str, Any] = {}
     for name, about in INPUTS[stage].items():
-        text = _text(_pattern(name) if private else None)
-        inputs[name] = (text | None, None, about) if name == "labelled" else (text, ..., about)
+        text = _text(_pattern(name) if private and name != "checkpoint" else None)
+        inputs[name] = (text | None, None, about) if name in OPTIONAL else (text, ..., about)
 
     def body(**given: Any) -> dict[str, Any]:
         wanted = {name: given.pop(name) for name in INPUTS[stage]}
         if private:
-            _refuse({_pattern(name): [value] for name, value in wanted.items()})
+            _refuse({_pattern(name): [value] for name, value in wanted.items() if name != "checkpoint"})
         with discretion(modality):
             return run_one_stage(stage, _recipe(modality, given), served_home(), wanted)
 

@@ -5,7 +5,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from core.interop.foreign import Foreign, NotThis
+from core.errors import NotThis
+from core.interop.foreign import Foreign
 from core.model.heads import Classifier
 from core.model.mae import Encoder, MaskedAutoencoder, fixed_positions
 

@@ -3,6 +3,9 @@
 The encoder has timm's names. Names and shapes are those of the repository's ``models_mae.py`` and ``models_vit.py``.
 """
 
+import re
+
+import torch
 from torch import Tensor
 
 from core.config import NormPix
@@ -12,13 +15,15 @@ from core.interop.foreign import (
     Checkpoint,
     Foreign,
     Hint,
-    NotThis,
     Preprocessing,
+    State,
     architecture,
     patch_geometry,
 )
-from core.interop.layout import Layout, fixed_or_learned, grid_of, hinted_heads
+from core.interop.layout import Layout, fixed_or_learned, grid_of, hinted_heads, sorted_out, whole_state
+from core.interop.limits import Limits
 from core.interop.names import BLOCK, Fused, Names
+from core.interop.strangers import PARTS
 
 ENCODER = {
     "cls_token": "encoder.cls_token",
@@ -34,8 +39,13 @@ DECODER = {
     "decoder_pred.": "decoder.pred.",
 }
 HEAD = {"fc_norm.": "fc_norm.", "head.": "head."}
-NAMES = Names(
-    ENCODER | DECODER | HEAD, {"blocks.": "encoder.blocks.", "decoder_blocks.": "decoder.blocks."}, BLOCK, Fused()
+LAYERS = {"blocks.": "encoder.blocks.", "decoder_blocks.": "decoder.blocks."}
+NAMES = Names(ENCODER | DECODER | HEAD, LAYERS, BLOCK, Fused())
+PROBE_EPS = 1e-6
+"""What the batch norm of ``main_linprobe.py`` adds to the variance."""
+EITHER = (
+    "the file does not say whether its decoder predicts normalised pixels, as `*_full` does, or plain ones, as "
+    "`mae_visualize_*` does; normalised ones are assumed"
 )
 
 
@@ -47,42 +57,86 @@ class FacebookMae(Layout):
 
     def claims(self, checkpoint: Checkpoint) -> bool:
         """Without a decoder the names are timm's too: files beside which no configuration lies count as MAE's."""
-        names = checkpoint.state.keys()
-        plain = {"pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= names
-        return plain and checkpoint.state["patch_embed.proj.weight"].ndim == 4 and not checkpoint.config
+        return has_plain_names(checkpoint) and not is_spectrogram(checkpoint.state)
 
     def read(self, checkpoint: Checkpoint, hint: Hint | None = None) -> Foreign:
-        """Encoder, and decoder or head where there is one."""
-        state, leftover = NAMES.ours(checkpoint.state)
+        """Encoder, and decoder or head where there is one. A linear probe's batch norm goes into its head."""
+        state, leftover = sorted_out(*NAMES.ours(with_probe(checkpoint.state)), LAYERS)
         table = state["encoder.pos_embed"]
-        prefix = int("encoder.cls_token" in state)
-        grid = grid_of(table.shape[1] - prefix, 2, table, hint)
-        width = table.shape[2]
-        inner = len(state["decoder.embed.weight"]) if "decoder.embed.weight" in state else None
-        heads, decoder_heads = hinted_heads(hint, width, inner)
-        model = architecture(
-            state, heads=heads, decoder_heads=decoder_heads, positions=fixed_or_learned(table, grid, prefix)
-        )
+        grid = grid_of(table.shape[1] - 1, 2, table, hint)
         geometry = patch_geometry(state, grid)
+        plain = "visualize" in checkpoint.name
+        decodes = "decoder.pred.weight" in state
         return Foreign(
             self.name,
             state,
-            model,
+            architecture(
+                state,
+                **hinted_heads(hint, state),
+                positions=fixed_or_learned(table, grid, 1),
+            ),
             geometry,
-            imagenet(geometry.channels, "as MAE's recipes have it; the file itself says nothing"),
-            NormPix.PATCH if inner else None,
+            self.inputs(geometry.channels),
+            (NormPix.NONE if plain else NormPix.PATCH) if decodes else None,
             leftover=leftover,
+            notes=(EITHER,) if decodes and not plain and "full" not in checkpoint.name else (),
         )
 
-    def write(self, model: Foreign) -> dict[str, Tensor]:
-        """As ``models_mae.py`` and ``models_vit.py`` name it.
+    def inputs(self, channels: int) -> Preprocessing | None:
+        """What inputs went through."""
+        return imagenet(channels, "as MAE's recipes have it; the file itself says nothing")
 
-        Raises:
-            NotThis: if it is no picture's, lacks what that code has, or has what it lacks.
-        """
-        if len(model.geometry.grid) != 2:
-            raise NotThis(f"{self.name} has two axes; this model has {len(model.geometry.grid)}")
-        return NAMES.theirs(model.state)
+    def limits(self, model: Foreign) -> Limits:
+        """Its decoder is for square inputs alone."""
+        return Limits(
+            (2,), cls_token=True, one_ratio=True, square_patch=True, square_input=model.has_decoder, norm_eps=1e-6
+        )
+
+    def _written(self, model: Foreign) -> dict[str, Tensor]:
+        return NAMES.theirs(whole_state(model))
+
+
+def has_plain_names(checkpoint: Checkpoint) -> bool:
+    """Whether these are a Vision Transformer's of two axes with timm's names and nothing more, and no configuration."""
+    state = checkpoint.state
+    names = {"pos_embed", "cls_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"}
+    plain = names <= state.keys() and state["patch_embed.proj.weight"].ndim == 4
+    return plain and not checkpoint.config and not other_parts(state)
+
+
+def other_parts(state: State) -> list[str]:
+    """Names of an encoder's parts that a plain Vision Transformer has not."""
+    encoder = [name for name in state if not name.startswith("decoder")]
+    return [name for name in encoder if any(re.search(pattern, name) for pattern, _ in PARTS)]
+
+
+def is_spectrogram(state: State) -> bool:
+    """Whether one channel on a grid that is not square was looked at, which MAE's own code for pictures cannot do."""
+    table = state["pos_embed"]
+    if state["patch_embed.proj.weight"].shape[1] != 1:
+        return False
+    if any("relative_position" in name for name in state):
+        return True
+    grid = fixed_grid(table)
+    return grid is not None and grid[0] != grid[1]
+
+
+def fixed_grid(table_1ND: Tensor) -> tuple[int, int] | None:
+    """The grid of two axes whose fixed table this is, with a class token; None where it is no fixed one."""
+    count = table_1ND.shape[1] - 1
+    for rows in range(1, count + 1):
+        if count % rows == 0 and fixed_or_learned(table_1ND, (rows, count // rows), 1) == "sincos":
+            return rows, count // rows
+    return None
+
+
+def with_probe(state: State) -> State:
+    """A linear probe's normalisation of features, which has no weights of its own, inside the linear layer after it."""
+    if "head.1.weight" not in state or "head.0.running_var" not in state:
+        return state
+    kept = {name: value for name, value in state.items() if not name.startswith("head.")}
+    weight = state["head.1.weight"] / torch.sqrt(state["head.0.running_var"] + PROBE_EPS)
+    return kept | {"head.weight": weight, "head.bias": state["head.1.bias"] - weight @ state["head.0.running_mean"]}
 
 
 def imagenet(channels: int, source: str) -> Preprocessing | None:

@@ -1,13 +1,15 @@
 """What every checkpoint becomes, whoever wrote it: weights under our names, and what has to be known of them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import inf, nextafter
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor
 
-from core.config import DecoderConfig, ModelConfig, NormPix
+from core.config import ModelConfig, NormPix
 from core.errors import NotThis as NotThis  # noqa: PLC0414 - mypy is told that it may be taken from here
 from core.model.patches import PatchSpec
 
@@ -94,6 +96,11 @@ class Foreign:
         head = {key: w for key, w in self.state.items() if key.startswith(("head.", "fc_norm."))}
         return head if "head.weight" in head else {}
 
+    def without_decoder(self) -> "Foreign":
+        """The encoder, and the head if there is one."""
+        state = {key: w for key, w in self.state.items() if not key.startswith("decoder.")}
+        return replace(self, state=state, norm_pix=None)
+
     @property
     def has_decoder(self) -> bool:
         """Whether it can reconstruct."""
@@ -113,37 +120,45 @@ def architecture(
     decoder_head_width: int = 32,
     positions: str = "learned",
     norm_eps: float = 1e-6,
+    last_norm_eps: float | None = None,
     own_cls: bool = False,
 ) -> ModelConfig:
     """The architecture of weights under our names. Heads leave no trace in weights: 64 wide unless somebody knows.
+
+    ``last_norm_eps`` is of the norms before the head and before the decoder's prediction, where it is another.
 
     Raises:
         NotThis: if the weights are not those of a plain Vision Transformer.
     """
     width = len(_needed(state, "encoder.patch_embed.proj.weight"))
+    ratio = _ratio(len(_needed(state, "encoder.blocks.0.mlp.fc1.weight")), width)
     config: dict[str, Any] = {
         "width": width,
         "depth": _depth(state, "encoder"),
         "heads": heads or WIDTHS.get(width) or max(1, width // 64),
-        "mlp_ratio": len(_needed(state, "encoder.blocks.0.mlp.fc1.weight")) / width,
+        "mlp_ratio": ratio,
         "cls_token": "encoder.cls_token" in state,
         "positions": positions,
         "norm_eps": norm_eps,
     }
+    last = None if last_norm_eps == norm_eps else last_norm_eps
+    if "fc_norm.weight" in state:
+        config["head_norm_eps"] = last
     if "decoder.embed.weight" in state:
         inner = len(state["decoder.embed.weight"])
-        ratio = len(_needed(state, "decoder.blocks.0.mlp.fc1.weight")) / inner
-        config["decoder"] = DecoderConfig(
-            width=inner,
-            depth=_depth(state, "decoder"),
-            heads=decoder_heads or max(1, inner // decoder_head_width),
-            mlp_ratio=None if ratio == config["mlp_ratio"] else ratio,
-            own_cls=own_cls,
-        )
+        own_ratio = _ratio(len(_needed(state, "decoder.blocks.0.mlp.fc1.weight")), inner)
+        config["decoder"] = {
+            "width": inner,
+            "depth": _depth(state, "decoder"),
+            "heads": decoder_heads or max(1, inner // decoder_head_width),
+            "mlp_ratio": None if own_ratio == ratio else own_ratio,
+            "own_cls": own_cls,
+            "norm_eps": last,
+        }
     try:
-        return ModelConfig(**config)
-    except ValueError as error:
-        raise NotThis(f"its sizes make no model: {error}") from None
+        return ModelConfig.model_validate(config)
+    except ValidationError as error:
+        raise NotThis(f"its sizes make no model: {error.errors()[0]['msg']}") from None
 
 
 def patch_geometry(state: State, grid: tuple[int, ...]) -> PatchSpec:
@@ -151,6 +166,12 @@ def patch_geometry(state: State, grid: tuple[int, ...]) -> PatchSpec:
     projection = _needed(state, "encoder.patch_embed.proj.weight")
     patch = tuple(projection.shape[2:])
     return PatchSpec(projection.shape[1], tuple(n * p for n, p in zip(grid, patch, strict=True)), patch)
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """What ``width`` is multiplied with for ``hidden``, so that cutting off the product's fraction gives it again."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else nextafter(ratio, inf)
 
 
 def _depth(state: State, part: str) -> int:

@@ -1,16 +1,20 @@
 """The contract of a checkpoint layout: to know its files, to read them and to write them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from math import isqrt, prod
-from typing import ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor
 
-from core.interop.foreign import Checkpoint, Foreign, Hint, NotThis
-from core.model.positions import sincos
+from core.errors import NotThis
+from core.interop.building import with_fixed_positions
+from core.interop.foreign import Checkpoint, Foreign, Hint, State
+from core.interop.limits import Limits
+from core.interop.strangers import refuse_inside, refuse_parts
+from core.model.positions import sincos, sincos_joint
 
 
 class Layout(ABC):
@@ -33,21 +37,82 @@ class Layout(ABC):
             NotThis: if it cannot be used, with the reason.
         """
 
+    def limits(self, model: Foreign) -> Limits:
+        """What a model such as ``model`` may be like in this layout.
+
+        Raises:
+            NotThis: if nothing is written in it.
+        """
+        raise NotThis(f"nothing is written in the layout of {self.name}")
+
     def write(self, model: Foreign) -> dict[str, Tensor]:
         """The inverse: a state dict that the library loads strictly.
 
         Raises:
             NotThis: if the layout has no place for such a model.
         """
-        raise NotThis(f"nothing is written in the layout of {self.name}")
+        self.limits(model).check(model)
+        return self._written(model)
+
+    def config(self, model: Foreign) -> dict[str, Any]:
+        """What the library builds the model from: its ``config.json``, or the arguments of its class; may be empty."""
+        return {}
+
+    def remarks(self, model: Foreign) -> tuple[str, ...]:
+        """What the library will compute a little otherwise, a sentence each."""
+        return self.limits(model).remarks(model)
+
+    def _written(self, model: Foreign) -> dict[str, Tensor]:
+        """`write`, of a model that is within the limits."""
+        raise NotImplementedError
 
 
-def hinted_heads(hint: Hint | None, width: int, decoder_width: int | None) -> tuple[int | None, int | None]:
-    """Heads of encoder and decoder by ``hint``, as far as its widths are these."""
-    if hint is None or hint.model.width != width:
-        return None, None
-    decoder = hint.model.decoder
-    return hint.model.heads, decoder.heads if decoder.width == decoder_width else None
+def whole_state(model: Foreign) -> dict[str, Tensor]:
+    """All weights to be written: with tables of positions, and with no norm that a head on the mean leaves unused."""
+    state = with_fixed_positions(model)
+    unused = "encoder.norm." if "fc_norm.weight" in model.head else ()
+    return {name: value for name, value in state.items() if not name.startswith(unused)}
+
+
+def sorted_out(
+    state: dict[str, Tensor], leftover: Iterable[str], blocks: Iterable[str]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Weights under our names and names of theirs without a place, once those that matter were refused.
+
+    Of a decoder of which there is only a part nothing is kept.
+
+    Raises:
+        NotThis: if something without a place changes what the model computes.
+    """
+    names = tuple(leftover)
+    refuse_parts(names)
+    refuse_inside(names, blocks)
+    if "decoder.pred.weight" in state and "decoder.embed.weight" in state:
+        return state, names
+    kept = {name: value for name, value in state.items() if not name.startswith("decoder.")}
+    return kept, (*names, *(name for name in state if name not in kept))
+
+
+class Heads(TypedDict, total=False):
+    """Arguments of `architecture`."""
+
+    heads: int
+    """Of the encoder."""
+    decoder_heads: int
+    """Of the decoder."""
+
+
+def hinted_heads(hint: Hint | None, state: State) -> Heads:
+    """Heads of encoder and decoder, as far as the widths of ``hint`` are those of the weights."""
+    if hint is None:
+        return {}
+    own, decoder = hint.model, hint.model.decoder
+    found: Heads = {}
+    if own.width == state["encoder.patch_embed.proj.weight"].shape[0]:
+        found["heads"] = own.heads
+    if "decoder.embed.weight" in state and decoder.width == len(state["decoder.embed.weight"]):
+        found["decoder_heads"] = decoder.heads
+    return found
 
 
 def fixed_or_learned(table_1ND: Tensor, grid: tuple[int, ...], prefix: int) -> str:
@@ -59,11 +124,22 @@ def fixed_or_learned(table_1ND: Tensor, grid: tuple[int, ...], prefix: int) -> s
         expected = sincos(grid, places.shape[1]).double()
     except ValueError:
         return "learned"
-    return "sincos" if bool(torch.isclose(places, expected, atol=1e-5).all()) else "learned"
+    return "sincos" if _same(places, expected, table_1ND.dtype) else "learned"
+
+
+def is_joint(table_1ND: Tensor) -> bool:
+    """Whether a table of positions, with none for a class token, is VideoMAE's fixed one."""
+    places = table_1ND[0].double()
+    return _same(places, sincos_joint((len(places),), places.shape[1]).double(), table_1ND.dtype)
+
+
+def _same(places: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Whether both are one table of sines and cosines, as far as ``dtype`` tells."""
+    return bool(torch.isclose(places, expected, atol=max(1e-5, torch.finfo(dtype).eps)).all())
 
 
 def grid_of(count: int, axes: int, table_1ND: Tensor | None, hint: Hint | None) -> tuple[int, ...]:
-    """The grid of ``count`` patches: the one whose fixed table this is, else a square, else the hint's.
+    """The grid of ``count`` patches: the one whose fixed table this is, else a square, the hint's, or a cube.
 
     Raises:
         NotThis: if it cannot be told.
@@ -73,6 +149,9 @@ def grid_of(count: int, axes: int, table_1ND: Tensor | None, hint: Hint | None) 
     candidates: list[tuple[int, ...]] = [(side, side)] if axes == 2 and side * side == count else []
     if hint is not None and len(hint.geometry.grid) == axes and hint.geometry.count == count:
         candidates.append(hint.geometry.grid)
+    edge = round(count ** (1 / 3))
+    if axes == 3 and edge**3 == count:
+        candidates.append((edge, edge, edge))
     if table is not None:
         for grid in [*candidates, *_grids(count, axes)]:
             if fixed_or_learned(table, grid, 0) == "sincos":

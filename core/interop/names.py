@@ -7,18 +7,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.interop.foreign import NotThis, State
+from core.errors import NotThis
+from core.interop.foreign import State
 
 BLOCK = {name: name for name in ("norm1", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")}
 """Modules of a transformer block beside queries, keys and values, by the names that timm and we give them."""
+BIASES = ("query", "key", "value")
 
 
 class Attention(ABC):
     """How a layout keeps the weights of queries, keys and values of a block."""
 
     @abstractmethod
-    def read(self, state: State, block: str) -> tuple[Tensor, Tensor, set[str]]:
-        """Weight (3D, D), bias (3D,), and the names they came from, of the block that names begin with."""
+    def read(self, state: State, block: str) -> tuple[Tensor, dict[str, Tensor], set[str]]:
+        """Weight (3D, D), the biases (D,) there are, and all names looked at, of the block that names begin with."""
 
     @abstractmethod
     def write(self, weight: Tensor, bias: Tensor, block: str) -> dict[str, Tensor]:
@@ -34,26 +36,23 @@ class Fused(Attention):
     query_bias: str | None = None
     value_bias: str | None = None
 
-    def read(self, state: State, block: str) -> tuple[Tensor, Tensor, set[str]]:
-        """The matrix as it is; a bias that is missing is zero."""
-        weight = needed(state, block + self.weight)
+    def read(self, state: State, block: str) -> tuple[Tensor, dict[str, Tensor], set[str]]:
+        """The matrix as it is."""
         names = {block + name for name in (self.weight, self.bias, self.query_bias, self.value_bias) if name}
+        weight = needed(state, block + self.weight)
         if self.bias and block + self.bias in state:
-            return weight, state[block + self.bias], names
-        zero = weight.new_zeros(len(weight) // 3)
-        query, value = (state.get(block + (name or ""), zero) for name in (self.query_bias, self.value_bias))
-        return weight, torch.cat([query, zero, value]), names
+            return weight, dict(zip(BIASES, state[block + self.bias].chunk(3), strict=True)), names
+        halves = (("query", self.query_bias), ("value", self.value_bias))
+        return weight, {part: state[block + name] for part, name in halves if name and block + name in state}, names
 
     def write(self, weight: Tensor, bias: Tensor, block: str) -> dict[str, Tensor]:
-        """Raises `NotThis` where a bias that is not zero has no place."""
+        """All in one, and the biases there is a place for."""
         out = {block + self.weight: weight}
         query, _, value = bias.chunk(3)
         if self.bias:
             return out | {block + self.bias: bias}
         if self.query_bias and self.value_bias:
             return out | {block + self.query_bias: query.clone(), block + self.value_bias: value.clone()}
-        if bool(query.any() or value.any()):
-            raise NotThis("its attention has biases, for which that layout has no place")
         return out
 
 
@@ -64,14 +63,19 @@ class Split(Attention):
     pattern: str
     parts: tuple[str, str, str]
     key_bias: bool = True
+    other_biases: tuple[str, str] | None = None
+    """Other names of the biases of queries and values, which some releases write."""
 
-    def read(self, state: State, block: str) -> tuple[Tensor, Tensor, set[str]]:
-        """All three joined; a bias that is missing is zero."""
+    def read(self, state: State, block: str) -> tuple[Tensor, dict[str, Tensor], set[str]]:
+        """All three joined."""
         stems = [block + self.pattern.format(part) for part in self.parts]
-        weights = [needed(state, f"{stem}.weight") for stem in stems]
-        biases = [state.get(f"{stem}.bias", w.new_zeros(len(w))) for stem, w in zip(stems, weights, strict=True)]
+        weights = torch.cat([needed(state, f"{stem}.weight") for stem in stems])
         names = {f"{stem}.{kind}" for stem in stems for kind in ("weight", "bias")}
-        return torch.cat(weights), torch.cat(biases), names
+        places = dict(zip(BIASES, [f"{stem}.bias" for stem in stems], strict=True))
+        for part, other in zip(("query", "value"), self.other_biases or (), strict=False):
+            names.add(block + other)
+            places[part] = block + other if block + other in state else places[part]
+        return weights, {part: state[place] for part, place in places.items() if place in state}, names
 
     def write(self, weight: Tensor, bias: Tensor, block: str) -> dict[str, Tensor]:
         """All three apart."""
@@ -95,6 +99,8 @@ class Names:
     block: Mapping[str, str]
     """Modules of a block that have a weight and a bias: theirs to ours."""
     attention: Attention
+    biases: tuple[frozenset[str], ...] = (frozenset(BIASES),)
+    """The sets of biases that attention may have; the same one in all blocks."""
 
     @property
     def single(self) -> dict[str, str]:
@@ -113,11 +119,15 @@ class Names:
         """
         out = {mine: state[theirs] for theirs, mine in self.single.items() if theirs in state}
         used = set(self.single)
+        found: set[frozenset[str]] = set()
         for theirs, mine in self.layers.items():
             for number in block_numbers(state, theirs):
-                weights, names = self._read_block(state, f"{theirs}{number}.", f"{mine}{number}.")
+                weights, names, biases = self._read_block(state, f"{theirs}{number}.", f"{mine}{number}.")
                 out |= weights
                 used |= names
+                found.add(biases)
+        if len(found) > 1:
+            raise NotThis("its blocks have not all the same biases of attention: part of it is missing")
         return out, tuple(name for name in state if name not in used)
 
     def theirs(self, state: State) -> dict[str, Tensor]:
@@ -136,19 +146,29 @@ class Names:
             raise NotThis(f"that layout has no place for {homeless[0]} ({len(homeless)} weights in all)")
         return out
 
-    def _read_block(self, state: State, theirs: str, mine: str) -> tuple[dict[str, Tensor], set[str]]:
-        weight, bias, names = self.attention.read(state, theirs)
+    def _read_block(self, state: State, theirs: str, mine: str) -> tuple[dict[str, Tensor], set[str], frozenset[str]]:
+        weight, biases, names = self.attention.read(state, theirs)
+        present = frozenset(biases)
+        if present not in self.biases:
+            raise NotThis(f"{theirs}* lacks biases of attention: part of it is missing, or its keys were renamed")
+        zero = weight.new_zeros(len(weight) // 3)
+        bias = torch.cat([biases.get(part, zero) for part in BIASES])
         out = {f"{mine}attn.qkv.weight": weight, f"{mine}attn.qkv.bias": bias}
         for old, new in self.block.items():
             for kind in ("weight", "bias"):
                 names.add(f"{theirs}{old}.{kind}")
                 out[f"{mine}{new}.{kind}"] = needed(state, f"{theirs}{old}.{kind}")
-        return out, names
+        return out, names, present
 
     def _write_block(self, state: State, theirs: str, mine: str) -> dict[str, Tensor]:
         out = self.attention.write(state[f"{mine}attn.qkv.weight"], state[f"{mine}attn.qkv.bias"], theirs)
         pairs = [(f"{old}.{kind}", f"{new}.{kind}") for old, new in self.block.items() for kind in ("weight", "bias")]
         return out | {f"{theirs}{old}": state[f"{mine}{new}"] for old, new in pairs}
+
+
+NO_BIAS: frozenset[str] = frozenset()
+ALL_BIASES = frozenset(BIASES)
+NO_KEY_BIAS = frozenset(("query", "value"))
 
 
 def block_numbers(state: State, before: str) -> list[int]:

@@ -7,11 +7,11 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.errors import NotThis, UserError
+from core.request import Place
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """What hubs call the file, the safer one first; each may be in parts, which an index beside it lists."""
@@ -27,16 +27,6 @@ TIMM = re.compile(r"^[a-z0-9_]+\.[a-z0-9_]+(@[\w./-]+)?$")
 """``architecture.tag``, as timm names models; its owner on the hub is ``timm``."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """A checkpoint on this machine."""
-
-    name: str
-    """What people call it: the file's or folder's own name, or its name on the hub."""
-    path: Path
-    """Where it lies, absolute."""
-
-
 def located(reference: str) -> Place:
     """The checkpoint that ``reference`` names, fetched from the hub where it is not a path.
 
@@ -46,18 +36,21 @@ def located(reference: str) -> Place:
     path = Path(reference).expanduser()
     if path.exists():
         path = path.resolve()
-        return Place(path.name, path.parent if path.name == "record.json" else path)
+        return Place(name=path.name, path=str(path.parent if path.name == "record.json" else path))
     name = f"timm/{reference}" if TIMM.match(reference) and path.suffix not in SUFFIXES else reference
     if not HUB.match(name) or path.suffix in SUFFIXES:
         raise UserError(
             f"checkpoint {reference}: there is no such file or folder, and it is no name on the Hugging Face hub "
             "(owner/name, such as facebook/vit-mae-base) and none of timm's (such as vit_base_patch16_224.mae)"
         )
-    return Place(name, fetched(name))
+    return Place(name=name, path=str(fetched(name)))
 
 
 def fetched(name: str) -> Path:
-    """The folder of a hub's files, fetched as far as they are needed, or as they were fetched before.
+    """The folder of a hub's files as they were fetched before, or fetched now as far as they are needed.
+
+    What is here already is not looked for again, so that a name means the same bytes until its cache is cleared, with
+    or without a network; ``@revision`` says which bytes once and for all.
 
     Raises:
         UserError: if the hub has no such thing, or cannot be reached and it was not fetched before.
@@ -67,6 +60,8 @@ def fetched(name: str) -> Path:
 
     repository, _, revision = name.partition("@")
     wanted: dict[str, Any] = {"repo_id": repository, "revision": revision or None}
+    if found := _fetched_before(wanted):
+        return found
     try:
         files = HfApi().list_repo_files(**wanted)
         return Path(snapshot_download(**wanted, allow_patterns=_needed(files)))
@@ -82,22 +77,22 @@ def fetched(name: str) -> Path:
         raise UserError(f"checkpoint {repository} has no revision {revision!r}") from None
     except NotThis as reason:
         raise UserError(f"checkpoint {name}: {reason}") from None
-    except Exception as error:  # noqa: BLE001 - a network fails in many ways, and what is here already is as good
-        return _fetched_before(wanted, name, type(error).__name__)
+    except Exception as error:  # noqa: BLE001 - a network fails in many ways
+        raise UserError(
+            f"checkpoint {name} was not fetched before, and the hub cannot be reached ({type(error).__name__}); fetch "
+            f"it where there is a network (`hf download {repository}`) and name the folder"
+        ) from None
 
 
-def _fetched_before(wanted: Mapping[str, Any], name: str, why: str) -> Path:
-    """What an earlier call has left in the hub's cache."""
+def _fetched_before(wanted: Mapping[str, Any]) -> Path | None:
+    """What an earlier call has left whole in the hub's cache."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(snapshot_download(**wanted, local_files_only=True))
         weights_at(folder)
-    except Exception:  # noqa: BLE001 - whatever is missing, the answer is the same
-        raise UserError(
-            f"checkpoint {name} was not fetched before, and the hub cannot be reached ({why}); fetch it where there is "
-            f"a network (`hf download {name.partition('@')[0]}`) and name the folder"
-        ) from None
+    except Exception:  # noqa: BLE001 - whatever is missing, the hub is asked
+        return None
     return folder
 
 
@@ -168,7 +163,7 @@ def fingerprint(place: Place) -> str:
         UserError: if there are no weights.
     """
     try:
-        weights = weights_at(place.path)
+        weights = weights_at(Path(place.path))
     except NotThis as reason:
         raise UserError(f"checkpoint {place.name}: {reason}") from None
     beside = [weights[0].parent / name for name in BESIDE]

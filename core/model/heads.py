@@ -48,7 +48,7 @@ class Classifier(Head):
             raise ValueError("pool 'cls' needs a model with a class token; use pool 'mean'")
         self.pool = pool
         if pool == "mean":
-            self.fc_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+            self.fc_norm = nn.LayerNorm(config.width, eps=config.head_norm_eps or config.norm_eps)
             self.norm = nn.Identity()
         self.head = nn.Linear(config.width, outputs)
         nn.init.trunc_normal_(self.head.weight, std=2e-5)

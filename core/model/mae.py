@@ -143,7 +143,7 @@ class Decoder(nn.Module):
         self.blocks = blocks(size.width, size.depth, size.heads, ratio, 0.0, config.norm_eps)
         local = size.attention == "local"
         self.windows = WindowedBlocks(spec.grid, size.window or (), size.shift) if local else None
-        self.norm = nn.LayerNorm(size.width, eps=config.norm_eps)
+        self.norm = nn.LayerNorm(size.width, eps=size.norm_eps or config.norm_eps)
         self.pred = nn.Linear(size.width, values or spec.values)
         init_linear(self)
 

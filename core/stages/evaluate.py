@@ -13,7 +13,7 @@ from torch import Tensor
 from core.config import EvaluateConfig, Recipe, TaskKind
 from core.data.loading import Ids, collate, to_device
 from core.data.seeds import seed_of, torch_rng
-from core.errors import StageError, Stopped
+from core.errors import StageError, Stopped, UserError
 from core.evaluation.metrics import bootstrap_interval, confusion_matrix, per_class
 from core.evaluation.probes import knn_predict, linear_probe
 from core.model.heads import Head
@@ -41,11 +41,12 @@ RESULTS_FILE = "results.json"
 
 
 def evaluate(
-    recipe: Recipe, encoder: PretrainedEncoder, tuned: TunedModel, labelled: PreparedData, work: Work
+    recipe: Recipe, encoder: PretrainedEncoder, tuned: TunedModel | None, labelled: PreparedData, work: Work
 ) -> EvalReport:
-    """Score the tuned model, the frozen encoder beside a random one, and the two arms of label efficiency.
+    """Score the tuned model if there is one, the frozen encoder beside a random one, and the arms of label efficiency.
 
     Raises:
+        UserError: if there is no tuned model where only that could be scored.
         StageError: if no test item is labelled.
         Stopped: if asked to stop; calling again continues.
     """
@@ -53,7 +54,11 @@ def evaluate(
     target = require_target(labelled)
     plugin = live_plugin(recipe, "evaluate", recipe.finetune.input_shape)
     task = Task.of(target)
-    on = Labelled(open_store(work.home, labelled, recipe), task, plugin, stats_on(tuned.statistics, device))
+    if tuned is None and task.kind is TaskKind.SEGMENTATION:
+        raise UserError("an encoder alone gives no masks to score; fine-tune it first")
+    on = Labelled(
+        open_store(work.home, labelled, recipe), task, plugin, stats_on((tuned or encoder).statistics, device)
+    )
     test = on.store.ids("test", labelled=True)
     if len(test) == 0:
         raise StageError(
@@ -62,7 +67,7 @@ def evaluate(
         )
     clock = time.monotonic()
     results: dict[str, Any] = {"classes": list(target.classes), "seconds": {}}
-    results |= score_tuned(recipe, tuned, on, test, work)
+    results |= score_tuned(recipe, tuned, on, test, work) if tuned else {"test": {}, "intervals": {}}
     results["seconds"]["tuned"] = time.monotonic() - clock
     results["probes"] = {} if task.kind is TaskKind.SEGMENTATION else probe_frozen(recipe, encoder, on, work)
     results["seconds"]["probes"] = time.monotonic() - clock - results["seconds"]["tuned"]
@@ -92,7 +97,7 @@ def evaluate(
         metrics=metrics,
         results=RESULTS_FILE,
         encoder=encoder.digest,
-        model=tuned.digest,
+        model=tuned.digest if tuned else "",
         prepared=labelled.digest,
     )
 

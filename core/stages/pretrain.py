@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from core.config import PretrainConfig, Recipe, TaskKind
+from core.config import ModelConfig, PretrainConfig, Recipe, TaskKind
 from core.data.loading import FixedViews, Ids, Part, Stream, TrainViews
 from core.data.seeds import seed_of, torch_rng
 from core.data.store import PreparedStore
@@ -28,9 +30,11 @@ from core.stages.work import (
     fixed_batch,
     geometry_of,
     live_plugin,
+    on_grid,
     open_store,
     stats_on,
     versions,
+    weights_at,
 )
 from core.tasks import Task
 from core.training import checkpoint
@@ -51,9 +55,14 @@ PROBE_LIMIT = 5000
 
 
 def pretrain(
-    recipe: Recipe, data: Sequence[tuple[PreparedData, float]], labelled: PreparedData | None, work: Work
+    recipe: Recipe,
+    data: Sequence[tuple[PreparedData, float]],
+    labelled: PreparedData | None,
+    work: Work,
+    *,
+    start: PretrainedEncoder | None = None,
 ) -> PretrainedEncoder:
-    """Pretrain a masked autoencoder on weighted prepared ``data``.
+    """Pretrain a masked autoencoder on weighted prepared ``data``, from ``start`` or from random weights.
 
     Items whose content equals a test item of ``labelled`` are left out, and counted. Where several processes train
     together, the first alone writes files, and its record alone has the metrics of validation.
@@ -71,8 +80,12 @@ def pretrain(
     beside = open_store(work.home, labelled, recipe) if labelled else None
     parts = _parts(stores, data, beside, work, people=plugin.info.private)
     statistics = combine([prepared for prepared, _ in data], [part.per_epoch for part in parts])
+    statistics = start.statistics if start else statistics
+    config = start.model if start else recipe.model
     stats = stats_on(statistics, device)
-    objective = _objective(plugin, recipe, spec, stats, device)
+    objective = _objective(plugin, recipe, config, stats, device)
+    if start:
+        begin_from(objective.model, start, work)
     stream = Stream(parts, recipe.seed, recipe.pretrain.repeats)
     probe = _Probe.of(labelled or data[0][0], stores[0] if beside is None else beside)
     look = _Look(recipe.pretrain, objective, plugin, stats, stores[0], probe, recipe.seed, work)
@@ -106,7 +119,7 @@ def pretrain(
         recipe=recipe.name,
         versions=versions(device),
         weights=ENCODER_FILE,
-        model=recipe.model,
+        model=config,
         geometry=geometry_of(spec),
         statistics=statistics,
         data_digest=data[0][0].data_digest,
@@ -126,25 +139,65 @@ def _write(trainer: Trainer, objective: MaskedObjective, recipe: Recipe, work: W
 
 
 def _objective(
-    plugin: Modality[Any], recipe: Recipe, spec: PatchSpec, stats: Stats, device: torch.device
+    plugin: Modality[Any], recipe: Recipe, model: ModelConfig, stats: Stats, device: torch.device
 ) -> MaskedObjective:
     """The objective with the plugin's own masks or the recipe's; only here do these meet the plugin's geometry."""
+    spec = plugin.patches()
     try:
         masks = plugin.mask(recipe.pretrain.mask) or sampler(recipe.pretrain.mask, spec.grid)
-        return build(spec, recipe, masks, stats, device)
+        return build(spec, recipe, masks, stats, device, model)
     except ValueError as error:
         raise UserError(
             f"the recipe does not fit inputs of {spec.input_shape} in patches of {spec.patch_shape}: {error}"
         ) from error
 
 
-def build(spec: PatchSpec, recipe: Recipe, masks: MaskSampler, stats: Stats, device: torch.device) -> MaskedObjective:
-    """A freshly initialised autoencoder with its objective; weights depend on the recipe's seed alone."""
+def build(
+    spec: PatchSpec,
+    recipe: Recipe,
+    masks: MaskSampler,
+    stats: Stats,
+    device: torch.device,
+    model_config: ModelConfig | None = None,
+) -> MaskedObjective:
+    """A freshly initialised autoencoder with its objective; weights depend on the recipe's seed alone.
+
+    The architecture is the recipe's, unless ``model_config`` is another.
+    """
     config = recipe.pretrain
     torch.manual_seed(seed_of(recipe.seed, "init"))
     values = spec.values // config.predict_stride
-    model = MaskedAutoencoder(spec, recipe.model, config.drop_path, values).to(device)
+    model = MaskedAutoencoder(spec, model_config or recipe.model, config.drop_path, values).to(device)
     return MaskedObjective(model, config, masks, stats).to(device)
+
+
+def begin_from(model: MaskedAutoencoder, start: PretrainedEncoder, work: Work) -> None:
+    """Take the weights of ``start``, and of its decoder what there is; the rest stays as it was drawn.
+
+    Raises:
+        UserError: if there is only part of an encoder.
+    """
+    folder, spec = work.home.resolve(start.folder), model.encoder.spec
+    model.encoder.load_state_dict(weights_at(folder, start, spec))
+    drawn = model.decoder.state_dict()
+    given = _decoder_weights(folder / MODEL_FILE, start, spec)
+    fitting = {name: value for name, value in given.items() if name in drawn and drawn[name].shape == value.shape}
+    model.decoder.load_state_dict(drawn | fitting)
+    if anew := sorted(drawn.keys() - fitting.keys() - {"pos_embed"}):
+        work.tracker.note(
+            f"{len(anew)} of the decoder's {len(drawn)} weights are drawn anew: {', '.join(anew[:3])} ..."
+        )
+
+
+def _decoder_weights(file: Path, start: PretrainedEncoder, spec: PatchSpec) -> dict[str, Tensor]:
+    """Weights of a decoder, its positions on the grid of ``spec``; empty where there is none."""
+    if not file.exists():
+        return {}
+    every: dict[str, Tensor] = load_file(file)
+    given = {name.removeprefix("decoder."): value for name, value in every.items() if name.startswith("decoder.")}
+    if "pos_embed" in given:
+        given["pos_embed"] = on_grid(given["pos_embed"], start, spec, start.model.decoder.width)
+    return given
 
 
 def combine(data: Sequence[PreparedData], counts: Sequence[int]) -> Statistics:

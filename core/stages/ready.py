@@ -12,10 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from core.config import Recipe
+from core.config import Recipe, TaskKind
 from core.data.loading import collate, to_device
 from core.data.seeds import torch_rng
 from core.errors import UserError
+from core.evaluation.sliding import Blend, predict_whole
 from core.modality import Batch, Modality, Record, Sample, Stats
 from core.model.heads import Head
 from core.model.mae import Encoder
@@ -60,6 +61,7 @@ class Ready:
         """Features (B, D) of the records' fixed views, float32 on the CPU; with ``patches`` (B, N, D), of each patch.
 
         The former are what the frozen probes of `evaluate` see: the mean of the normalised tokens of real patches.
+        Among the latter, patches of padding are NaN: nothing is there.
 
         Raises:
             UserError: of a tuned model, whose pooled tokens are its head's business.
@@ -70,7 +72,9 @@ class Ready:
         if not patches:
             return self.model.features(batch.x, batch.valid).float().cpu()
         tokens: Tensor = self.model(self.spec.patchify(batch.x), valid_BN=batch.valid)
-        return tokens[:, self.model.prefix :].float().cpu()
+        found = tokens[:, self.model.prefix :].float()
+        found = found if batch.valid is None else found.masked_fill(~batch.valid[:, :, None], torch.nan)
+        return found.cpu()
 
     @torch.no_grad()
     def logits(self, records: Sequence[Record]) -> Tensor:
@@ -85,6 +89,26 @@ class Ready:
         batch = self._batch([view for several in views for view in several])
         scores = self.model.classify(batch.x, batch.valid).float().cpu()
         return torch.stack([part.mean(0) for part in torch.split(scores, [len(several) for several in views])])
+
+    def mask(self, record: Record, batch: int, blend: Blend) -> Tensor:
+        """The class (*whole) int64 of every pixel or voxel of one record, from windows, ``batch`` at a time.
+
+        Raises:
+            UserError: of a model that gives no masks.
+        """
+        model, task = self.model, self.task
+        if not isinstance(model, Head) or task is None or task.kind is not TaskKind.SEGMENTATION:
+            raise UserError("masks are given by a model that was tuned for segmentation")
+        logits, _ = predict_whole(
+            lambda inputs: model.classify(inputs.x, inputs.valid),
+            record,
+            self.plugin,
+            self.stats,
+            outputs=task.outputs,
+            batch=batch,
+            blend=blend,
+        )
+        return logits.argmax(0)
 
     def probabilities(self, records: Sequence[Record]) -> Tensor:
         """What `logits` say (B, outputs): probabilities of classes, or the numbers of a regression."""

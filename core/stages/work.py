@@ -112,21 +112,25 @@ def encoder_weights(home: Home, record: PretrainedEncoder, spec: PatchSpec) -> d
 def weights_at(folder: Path, record: PretrainedEncoder, spec: PatchSpec) -> dict[str, Tensor]:
     """`encoder_weights` of an encoder whose files are in ``folder``."""
     weights: dict[str, Tensor] = load_file(folder / record.weights)
-    old = spec_of(record.geometry)
+    weights["pos_embed"] = on_grid(weights["pos_embed"], record, spec, record.model.width)
+    return weights
+
+
+def on_grid(table: Tensor, record: PretrainedEncoder, spec: PatchSpec, width: int) -> Tensor:
+    """The positions (1, prefix + N, ``width``) of a record's encoder or decoder, brought to the grid of ``spec``."""
+    old, model = spec_of(record.geometry), record.model
     if old.grid == spec.grid:
-        return weights
-    table = weights["pos_embed"]
+        return table
     prefix = table.shape[1] - old.count
-    if record.model.other_size == "stretch":
+    if model.other_size == "stretch":
         places = resample(table[:, prefix:], old.grid, spec.grid)
-    elif record.model.positions == "learned":
+    elif model.positions == "learned":
         places = cut_or_extend(table[:, prefix:], old.grid, spec.grid)
     else:
         from core.model.mae import fixed_positions  # With it comes timm, which preparing data must not wait for.
 
-        places = fixed_positions(spec, record.model, record.model.width)[:, int(record.model.cls_token) :]
-    weights["pos_embed"] = torch.cat([table[:, :prefix], places], dim=1)
-    return weights
+        places = fixed_positions(spec, model, width)[:, int(model.cls_token) :]
+    return torch.cat([table[:, :prefix], places], dim=1)
 
 
 def fixed_batch(

@@ -218,8 +218,10 @@ compute.compile compute.deterministic compute.dask
 
 ADDED_LATER = {
     "model.norm_eps": 1e-12,
+    "model.head_norm_eps": 1e-5,
     "model.decoder.mlp_ratio": 2.0,
     "model.decoder.own_cls": True,
+    "model.decoder.norm_eps": 1e-5,
 }
 """Fields that came when there were results already, and a value that is not their default."""
 

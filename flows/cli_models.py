@@ -1,0 +1,58 @@
+"""Commands that use finished models."""
+
+from typing import Annotated
+
+import typer
+
+from flows.options import DebugOption, HomeOption, begin
+
+app = typer.Typer()
+
+ModelArgument = Annotated[
+    str, typer.Argument(help="Finished folder of the model, its record.json, or its name of 16 digits.")
+]
+SourceOption = Annotated[str, typer.Option("--data", help="Folder, file, manifest or saved dataset.")]
+WorkOption = Annotated[
+    list[str] | None, typer.Option("--set", help="How the work is done, such as compute.device=cpu. Repeatable.")
+]
+BatchOption = Annotated[
+    int | None, typer.Option("--batch", min=1, help="Records that go through the model at once; default: the recipe's.")
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what another request has left there.")]
+
+
+@app.command()
+def embed(
+    model: ModelArgument,
+    data: SourceOption,
+    out: Annotated[str, typer.Option("--out", help="Parquet file to write.")],
+    patches: Annotated[bool, typer.Option("--patches", help="Features of each patch, not of the whole.")] = False,
+    set_: WorkOption = None,
+    batch: BatchOption = None,
+    overwrite: OverwriteOption = False,
+    home: HomeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write what a pretrained encoder makes of new files: a row of features for each."""
+    root = begin(home, debug=debug)
+    from flows.applying import apply
+
+    apply("embed", model, data, out, root, sets=set_ or [], batch=batch, patches=patches, overwrite=overwrite)
+
+
+@app.command()
+def predict(
+    model: ModelArgument,
+    data: SourceOption,
+    out: Annotated[str, typer.Option("--out", help="Parquet file to write; a folder where the model gives masks.")],
+    set_: WorkOption = None,
+    batch: BatchOption = None,
+    overwrite: OverwriteOption = False,
+    home: HomeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write what a tuned model says of new files: classes with probabilities, numbers, or masks."""
+    root = begin(home, debug=debug)
+    from flows.applying import apply
+
+    apply("predict", model, data, out, root, sets=set_ or [], batch=batch, overwrite=overwrite)
