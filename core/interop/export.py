@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from core.errors import UserError
-from core.interop import formats
+from core.interop import formats, hubs
 from core.interop.layouts import LAYOUTS
 from core.interop.model_card import Written, card
 from core.interop.subject import Subject, as_json, contract
@@ -21,9 +21,13 @@ Writer = Callable[[Subject, Path], Written]
 def writers() -> dict[str, Writer]:
     """What writes each format, by the name that `maeflow export --to` gives it."""
     layouts: dict[str, Writer] = {
-        layout.target: partial(formats.state_dict, layout) for layout in LAYOUTS if layout.target
+        layout.target: partial(hubs.hf if layout.target in hubs.AXES.values() else formats.state_dict, layout)
+        for layout in LAYOUTS
+        if layout.target
     }
     own: dict[str, Writer] = {
+        "timm": hubs.timm,
+        "hf": partial(hubs.hf, None),
         "safetensors": formats.safetensors,
         "onnx": formats.onnx,
         "torch-export": formats.program,
