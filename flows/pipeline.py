@@ -82,7 +82,7 @@ def refuse_nothing(sources: Sequence[DataSource], labelled: str | None, checkpoi
     """
     if not sources and not (labelled and checkpoint):
         raise UserError(
-            "there is nothing to pretrain on: give --data; or --checkpoint and --labelled, to tune what is there already"
+            "there is nothing to pretrain on: give --data; or --checkpoint and --labelled, to tune what others made"
         )
 
 
