@@ -44,6 +44,8 @@ BEGIN_WITHIN = timedelta(minutes=3)
 """A run that a worker took and whose process has not begun by then never will."""
 SAVE_SECONDS = 40.0
 """How long a cancelled flow may take to have its stage saved, and to tell MLflow."""
+CANCEL_SECONDS = 60.0
+"""How long a living worker may take to end what is to be cancelled: Prefect's kills it after 30, and then tells."""
 WORKER_TELLS_SECONDS = 30.0
 """How long a living worker may take to tell that a process of its own is gone; it mostly takes less than one."""
 _gone: dict[str, float] = {}
@@ -166,7 +168,7 @@ def reconcile_all(home: Path, pool: str) -> None:
         mlflow = connect(home)
         steps: tuple[Callable[[], object], ...] = (
             lambda: _end_dead_flows(prefect, home),
-            lambda: _cancel_orphans(prefect, home),
+            lambda: _cancel_unheard(prefect, home),
             lambda: _end_never_begun(prefect, pool),
             lambda: _end_completed(prefect, mlflow),
             lambda: reconcile.kill_orphans(mlflow, home),
@@ -201,16 +203,34 @@ def left_to_worker(flow: reconcile.FlowProcess, gone: dict[str, float], now: flo
     return flow.served and not flow.orphaned and now - gone.setdefault(flow.flow_run, now) < WORKER_TELLS_SECONDS
 
 
-def _cancel_orphans(prefect: SyncPrefectClient, home: Path) -> None:
-    """Cancel what people want cancelled and whose worker is gone: the next one knows nothing of its process."""
+def _cancel_unheard(prefect: SyncPrefectClient, home: Path) -> None:
+    """Cancel what people want cancelled and no worker ends."""
     for process in reconcile.flow_processes(home):
-        if not (process.here and process.alive and process.orphaned):
+        if not (process.here and process.alive and process.served):
             continue
         with suppress(ObjectNotFound):
             run = prefect.read_flow_run(UUID(process.flow_run))
-            if run.state is not None and run.state.type == StateType.CANCELLING:
-                _end_process(process)
-                prefect.set_flow_run_state(run.id, Cancelled(message=f"its worker was gone; {AGAIN}"), force=True)
+            if run.state is None or run.state.type != StateType.CANCELLING:
+                continue
+            if unheard(process, (datetime.now(UTC) - run.state.timestamp).total_seconds()):
+                _cancel(prefect, run, process)
+
+
+def unheard(flow: reconcile.FlowProcess, seconds: float) -> bool:
+    """Whether nobody ends a flow that people have wanted cancelled for ``seconds``.
+
+    A worker that came later knows nothing of its process; one that had lost its connection to the server may not have
+    heard of the wish.
+    """
+    return flow.served and (flow.orphaned or seconds > CANCEL_SECONDS)
+
+
+def _cancel(prefect: SyncPrefectClient, run: FlowRun, flow: reconcile.FlowProcess) -> None:
+    why = "its worker was gone" if flow.orphaned else "its worker did not hear of it"
+    _end_process(flow)
+    state = prefect.read_flow_run(run.id).state  # The flow itself may have told that it was ended.
+    if state is not None and state.type in (StateType.CANCELLING, StateType.CRASHED):
+        prefect.set_flow_run_state(run.id, Cancelled(message=f"{why}; {AGAIN}"), force=True)
 
 
 def _end_process(flow: reconcile.FlowProcess) -> None:
@@ -220,8 +240,9 @@ def _end_process(flow: reconcile.FlowProcess) -> None:
         if process is None:
             return
         process.terminate()
-        with suppress(psutil.TimeoutExpired):
-            process.wait(SAVE_SECONDS)
+        end = time.monotonic() + SAVE_SECONDS
+        while flow.alive and time.monotonic() < end:  # Not psutil's wait: a worker that hangs keeps it as a zombie.
+            time.sleep(0.2)
         process.kill()
 
 

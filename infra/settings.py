@@ -39,6 +39,9 @@ QUIET = {
     "PREFECT_WORKER_QUERY_SECONDS": "2",
     # Slots are counted on disk: kept in memory, those of dead holders would stay taken when the server restarts.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    # Each attempt at a run listens for its cancellation, and is told of the last minute's as well; so a run retried
+    # soon after it was cancelled could be cancelled again. A second bridges what is lost between two connections.
+    "PREFECT_SERVER_EVENTS_MAXIMUM_WEBSOCKET_BACKFILL": "PT1S",
     # MLflow's server would start a dozen further processes for jobs that nobody here submits.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",

@@ -3,6 +3,7 @@
 Used by `tests/integration/test_faults.py` and `benchmarks/faults.py`.
 """
 
+import asyncio
 import fcntl
 import json
 import os
@@ -13,11 +14,12 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
 from uuid import UUID
 
+import httpx
 import numpy as np
 import psutil
 from PIL import Image
@@ -35,6 +37,7 @@ finetune: {epochs: 2, warmup_epochs: 1, batch: 32}
 evaluate: {bootstrap: 100, label_efficiency: {labels_per_class: [5], seeds: [1], steps: 2, batch: 32}}
 compute: {threads: 1, workers: 0, log_every: 5, checkpoint_seconds: 3}
 """
+CANCELLING = "prefect.flow-run.Cancelling"
 BATCH = 32
 IMAGES = 256
 
@@ -262,6 +265,32 @@ class Run:
         from prefect.states import Cancelling
 
         self.stack.prefect.set_flow_run_state(UUID(self.id), Cancelling(), force=True)
+
+    def cancellations(self):
+        """How many wishes to cancel it the server has kept as events, which takes it up to five seconds."""
+        wanted = {"event": {"name": [CANCELLING]}, "resource": {"id": [f"prefect.flow-run.{self.id}"]}}
+        answer = httpx.post(f"{os.environ['PREFECT_API_URL']}/events/filter", json={"filter": wanted}, timeout=30)
+        return answer.raise_for_status().json()["total"]
+
+    def hears(self, seconds, then=lambda: None):
+        """How many wishes to cancel it somebody is told of who begins to listen now, as a new attempt does.
+
+        ``then`` is called a second later.
+        """
+        from prefect.events.clients import get_events_subscriber
+        from prefect.events.filters import EventFilter, EventNameFilter
+
+        async def listen():
+            heard = 0
+            async with get_events_subscriber(filter=EventFilter(event=EventNameFilter(name=[CANCELLING]))) as events:
+                asyncio.get_running_loop().call_later(1, then)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        async for event in events:
+                            heard += event.resource.id.endswith(self.id)
+            return heard
+
+        return asyncio.run(listen())
 
     def _address(self):
         return {k: os.environ[k] for k in ("PREFECT_API_URL", "PREFECT_HOME")}

@@ -108,11 +108,14 @@ def test_cancelled_killed_and_retried_a_run_stays_one_run_with_whole_curves(benc
     run = begun(bench, 3)
     first = run.mlflow_run().info.run_id
     pid = run.stage_pid()
-    run.cancel()
+    assert run.hears(3, then=run.cancel) == 1
     gone, took = until(lambda: not alive(pid), 30)
     assert gone, f"the stage is still there after {took:.0f} s"
     run.reaches("Cancelled", seconds=30)
     ended_in_mlflow(run, "KILLED")
+    kept, _ = until(run.cancellations, 30)
+    assert kept
+    assert run.hears(2) == 0, "a retry would be told of the cancellation before it, and end"
     run.retry()
     resumed, _ = until(lambda: len(run.resumed_at()) == 2, 60)
     assert resumed, run.log()
@@ -140,6 +143,25 @@ def test_the_end_of_a_run_whose_worker_was_stopped_is_told(bench):
     assert "retry" in run.state.message
     ended_in_mlflow(run, "KILLED")
     assert run.lost()[0] == 0
+
+
+@pytest.mark.long
+def test_a_run_is_cancelled_although_its_worker_does_not_hear_of_it(bench):
+    stack, _ = bench
+    run = begun(bench, 5, **{"pretrain.epochs": 600})
+    flow, worker = run.flow_pid, psutil.Process(stack.pid("worker"))
+    worker.suspend()
+    try:
+        run.cancel()
+        gone, took = until(lambda: not alive(flow), 120)
+        assert gone, f"its process is still there after {took:.0f} s"
+        assert took > 30, "the worker heard of it"
+        run.reaches("Cancelled", seconds=30)
+        assert "did not hear" in run.state.message
+        ended_in_mlflow(run, "KILLED")
+        assert run.lost()[0] == 0
+    finally:
+        worker.resume()
 
 
 def test_more_gpus_than_prefect_hands_out_are_refused_and_not_waited_for(bench):

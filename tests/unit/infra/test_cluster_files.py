@@ -142,6 +142,11 @@ def test_nothing_is_reported_and_leases_survive_a_restart():
     assert "-master.telemetry=false" in SERVICES["objects"]["command"]
 
 
+def test_the_server_tells_no_retry_of_an_older_cancellation():
+    key = "PREFECT_SERVER_EVENTS_MAXIMUM_WEBSOCKET_BACKFILL"
+    assert SERVICES["prefect"]["environment"][key] == QUIET[key]
+
+
 def test_clients_reach_the_servers_under_names_that_they_answer_to():
     client = SERVICES["worker-gpu"]["environment"]
     assert client["PREFECT_API_URL"] == "http://prefect:4200/api"

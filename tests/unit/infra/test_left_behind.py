@@ -8,7 +8,7 @@ from dataclasses import replace
 import psutil
 
 from infra import identity, reconcile, stack
-from infra.orchestrator import left_to_worker
+from infra.orchestrator import left_to_worker, unheard
 
 PARENT = "import subprocess, sys, time; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); time.sleep(60)"
 
@@ -74,3 +74,11 @@ def test_the_end_of_a_flow_is_told_by_its_living_worker_or_after_a_while(tmp_pat
     assert [left_to_worker(mine, gone, now) for now in (100.0, 129.0, 130.0)] == [True, True, False]
     assert not left_to_worker(replace(mine, parent_started=-1.0), {}, 100.0)  # Its worker is gone as well.
     assert not left_to_worker(replace(mine, served=False), {}, 100.0)
+
+
+def test_a_cancellation_is_left_to_a_living_worker_for_a_minute(tmp_path):
+    flow = reconcile.FlowProcess("run", "host", 1, 0.0, served=True, file=tmp_path / "run.json")
+    mine = replace(flow, parent=os.getpid(), parent_started=identity.made_at(os.getpid()))
+    assert [unheard(mine, seconds) for seconds in (0.0, 60.0, 61.0)] == [False, False, True]
+    assert unheard(replace(mine, parent_started=-1.0), 0.0)  # Its worker is gone.
+    assert not unheard(replace(mine, served=False), 61.0)
