@@ -110,6 +110,9 @@ def _follow(request: ApplyRequest, output: Output, out: console.Console) -> None
                     raise
                 out.line(f"  note: {error}; trying again")
         text = _summary(output, time.monotonic() - start, reused=any(said.startswith("reused:") for said in told))
+    except Exception:
+        text = f"{request.kind}: failed"
+        raise
     finally:
         out.finished(text)
     _tell_unreadable(output, out)
@@ -120,7 +123,8 @@ def _summary(output: Output, seconds: float, *, reused: bool) -> str:
     from pyarrow import parquet
 
     about, rows = about_of(output.table) or {}, parquet.read_metadata(output.table).num_rows
-    what = "x".join(str(extent) for extent in about.get("shape", ())) or ", ".join(about.get("classes", ()))
+    classes = about.get("classes", ())
+    what = "x".join(str(extent) for extent in about.get("shape", ())) or (f"{len(classes)} classes" if classes else "")
     how = "already done" if reused else f"{seconds:.0f} s"
     return f"{about['request']['kind']}  {how}   {rows} rows{f' ({what})' if what else ''} in {output.final}"
 

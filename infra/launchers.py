@@ -23,13 +23,15 @@ from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import psutil
 
 from core.config import ComputeConfig
+from core.data.private import FOLDER, closed
 from core.errors import StageError, StageLost, StagePreempted, UserError, disk_full
-from core.request import StageRequest
+from core.request import Request, StageRequest
 from core.workspace import write_text
 from infra.access import forget
 from infra.devices import installed
@@ -42,6 +44,7 @@ TOGETHER = ("pretrain", "finetune")
 GRACE_SECONDS = 20.0
 """How long a stage may take to save when it is asked to stop."""
 POLL_SECONDS = 0.1
+NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass
@@ -81,10 +84,27 @@ class SubprocessLauncher:
 
     def run(self, request: StageRequest, watch: Watch) -> None:
         """Start ``python -P -m core.launch`` and wait for it."""
-        with _written(request) as file:
-            apart, inherited = _apart(request), self.inherited
-            code, lines = follow("core.launch", [str(file)], watch, self.environment, apart=apart, inherited=inherited)
-        _raise_for(code, lines, request)
+        run_process("core.launch", request, watch, self.environment, self.inherited)
+
+
+def run_process(
+    module: str,
+    request: Request,
+    watch: Watch,
+    environment: Mapping[str, str] = NO_VARIABLES,
+    inherited: Sequence[int] = (),
+) -> None:
+    """Run ``module``, which takes ``request`` as a file, and wait for it.
+
+    Raises:
+        UserError: if it found the request wrong.
+        StageLost: if the process died, or a disk is full.
+        StagePreempted: if somebody else asked it to stop; it has saved its work.
+        StageError: if the work failed.
+    """
+    with _written(request) as file:
+        code, lines = follow(module, [str(file)], watch, environment, apart=_apart(request), inherited=inherited)
+    _raise_for(code, lines, request)
 
 
 @dataclass(frozen=True)
@@ -247,7 +267,7 @@ def launcher_for(
     return TorchrunLauncher(count, variables, kept, nodes)
 
 
-def _apart(request: StageRequest) -> bool:
+def _apart(request: Request) -> bool:
     """What a process says goes into errors, which are stored; where sources are private, a traceback must not."""
     return debug() and request.private
 
@@ -297,18 +317,18 @@ def follow(
 
 
 @contextmanager
-def _written(request: StageRequest) -> Iterator[Path]:
+def _written(request: Request) -> Iterator[Path]:
     """The request as a file that is there as long as its process.
 
     Raises:
         StageLost: if the disk is full.
     """
-    folder = Path(request.home) / "runs" / "requests"
     # Processes of several machines, or containers, may have one number.
-    file = folder / f"{request.stage}-{request.digest}-{os.getpid()}-{secrets.token_hex(4)}.json"
+    file = Path(request.home) / f"{request.file}-{os.getpid()}-{secrets.token_hex(4)}.json"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(file, request.model_dump_json())
+        with closed(file.parts[-3] == FOLDER):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(file, request.model_dump_json())
     except OSError as error:
         if disk_full(error):
             raise StageLost(f"the disk of {request.home} is full; make room and run it again") from error
@@ -353,7 +373,7 @@ def kill_tree(pid: int) -> None:
     psutil.wait_procs(family, timeout=5)
 
 
-def _raise_for(code: int, lines: list[str], request: StageRequest) -> None:
+def _raise_for(code: int, lines: list[str], request: Request) -> None:
     if code == DONE:
         return
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
@@ -363,14 +383,14 @@ def _raise_for(code: int, lines: list[str], request: StageRequest) -> None:
     if code == WRONG:
         raise UserError(message)
     if code == STOPPED:
-        raise StagePreempted(f"{request.stage} was stopped and has saved its work; run the same command to go on")
+        raise StagePreempted(f"{request.title} was stopped and has saved its work; run the same command to go on")
     if code == FULL:
         raise StageLost(message)
     if code < 0:
         why = "killed, perhaps for lack of memory" if code == -9 else f"ended by signal {-code}"
         raise StageLost(
-            f"{request.stage}: its process was {why}; run the same command to go on from its last checkpoint"
+            f"{request.title}: its process was {why}; run the same command to go on from its last checkpoint"
         )
     if code == LOST:
-        raise StageLost(f"{request.stage}: {message}; run the same command to go on from its last checkpoint")
-    raise StageError(message if said else f"{request.stage} failed:\n{message}")
+        raise StageLost(f"{request.title}: {message}; run the same command to go on from its last checkpoint")
+    raise StageError(message if said else f"{request.title} failed:\n{message}")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain, count, islice
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,6 +69,8 @@ def predict_whole(
 ) -> tuple[Tensor, Tensor]:
     """Logits (K, *whole) and mask (*whole) int64 of one record from its windows, ``batch`` at a time, on the CPU.
 
+    Nothing in the mask is labelled where the record has none.
+
     Raises:
         StageError: if views do not tell their place, or do not cover the record.
     """
@@ -88,7 +91,8 @@ def predict_whole(
             place, _ = _where(view)
             stitcher.add(logits, place)
             there, here = overlap_of(place, window, whole)
-            mask[there] = torch.as_tensor(view.target[here].astype("int64"))
+            if isinstance(view.target, np.ndarray):
+                mask[there] = torch.as_tensor(view.target[here].astype("int64"))
     return stitcher.logits(), mask
 
 

@@ -95,9 +95,9 @@ class MedicalModality(Modality[MedicalSettings]):
         """A box of a volume; beyond its borders lies its lowest value, which nobody has labelled."""
         payload = Bricks(record.payload)
         data = payload.box(corner, self.size, record.meta["least"])
-        if not payload.masked:
+        if not self._masked:
             return Sample(data, record.target)
-        mask = payload.box(corner, self.size, IGNORE, mask=True)
+        mask = payload.box(corner, self.size, IGNORE, mask=True) if payload.masked else None
         return Sample(data, mask, place=tuple(corner), whole=tuple(record.shape))
 
     def _image(self, record: Record, rng: np.random.Generator | None) -> Sample:
