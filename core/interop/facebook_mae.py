@@ -61,7 +61,7 @@ class FacebookMae(Layout):
 
     def read(self, checkpoint: Checkpoint, hint: Hint | None = None) -> Foreign:
         """Encoder, and decoder or head where there is one. A linear probe's batch norm goes into its head."""
-        state, leftover = sorted_out(*NAMES.ours(with_probe(checkpoint.state)), LAYERS)
+        state, leftover = sorted_out(NAMES, with_probe(checkpoint.state))
         table = state["encoder.pos_embed"]
         grid = grid_of(table.shape[1] - 1, 2, table, hint)
         geometry = patch_geometry(state, grid)

@@ -1,7 +1,7 @@
 """The contract of a checkpoint layout: to know its files, to read them and to write them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import product
 from math import isqrt, prod
 from typing import Any, ClassVar, TypedDict
@@ -13,6 +13,7 @@ from core.errors import NotThis
 from core.interop.building import with_fixed_positions
 from core.interop.foreign import Checkpoint, Foreign, Hint, State
 from core.interop.limits import Limits
+from core.interop.names import Names
 from core.interop.strangers import refuse_inside, refuse_parts
 from core.model.positions import sincos, sincos_joint
 
@@ -74,23 +75,23 @@ def whole_state(model: Foreign) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if not name.startswith(unused)}
 
 
-def sorted_out(
-    state: dict[str, Tensor], leftover: Iterable[str], blocks: Iterable[str]
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def sorted_out(names: Names, given: State) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Weights under our names and names of theirs without a place, once those that matter were refused.
 
     Of a decoder of which there is only a part nothing is kept.
 
     Raises:
-        NotThis: if something without a place changes what the model computes.
+        NotThis: if a block lacks something, or something without a place changes what the model computes.
     """
-    names = tuple(leftover)
-    refuse_parts(names)
-    refuse_inside(names, blocks)
+    state, leftover = names.ours(given)
+    refuse_parts(leftover)
+    refuse_inside(leftover, names.layers)
     if "decoder.pred.weight" in state and "decoder.embed.weight" in state:
-        return state, names
+        return state, leftover
     kept = {name: value for name, value in state.items() if not name.startswith("decoder.")}
-    return kept, (*names, *(name for name in state if name not in kept))
+    tops = {theirs for theirs, ours in names.single.items() if ours.startswith("decoder.")}
+    layers = tuple(theirs for theirs, ours in names.layers.items() if ours.startswith("decoder."))
+    return kept, (*leftover, *(name for name in given if name in tops or name.startswith(layers)))
 
 
 class Heads(TypedDict, total=False):

@@ -7,6 +7,7 @@ from core.interop.foreign import Checkpoint
 from core.interop.layout import Layout
 from core.interop.mae_st import MaeSt
 from core.interop.monai import Monai
+from core.interop.own import Own
 from core.interop.strangers import looks_like
 from core.interop.timm import Timm
 from core.interop.transformers_videomae import TransformersVideoMae
@@ -14,6 +15,7 @@ from core.interop.transformers_vit import TransformersVit
 from core.interop.videomae import VideoMae
 
 LAYOUTS: tuple[Layout, ...] = (
+    Own(),
     TransformersVit(),
     TransformersVideoMae(),
     Monai(),

@@ -48,7 +48,7 @@ class MaeSt(Layout):
         slowfast = any(name.startswith("pred_head.") for name in checkpoint.state)
         given = slowfast_names(checkpoint.state)
         grid = grid_in(given, hint)
-        state, leftover = sorted_out(*NAMES.ours(joined(given, grid)), LAYERS)
+        state, leftover = sorted_out(NAMES, joined(given, grid))
         cls = "encoder.cls_token" in state
         if "head.weight" in state:
             if not cls:

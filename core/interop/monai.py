@@ -59,7 +59,7 @@ class Monai(Layout):
         """Encoder, and decoder or head where there is one."""
         given, notes = computed(checkpoint.state)
         given, said = as_convolution(given, hint)
-        state, leftover = sorted_out(*NAMES.ours(with_norms_apart(given)), LAYERS)
+        state, leftover = sorted_out(NAMES, with_norms_apart(given))
         prefix = int("encoder.cls_token" in state)
         table = state["encoder.pos_embed"]
         axes = state["encoder.patch_embed.proj.weight"].ndim - 2

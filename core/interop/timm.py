@@ -42,7 +42,7 @@ class Timm(Layout):
 
     def read(self, checkpoint: Checkpoint, hint: Hint | None = None) -> Foreign:
         """Encoder, and head where there is one."""
-        state, leftover = sorted_out(*NAMES.ours(checkpoint.state), LAYERS)
+        state, leftover = sorted_out(NAMES, checkpoint.state)
         built = built_from(checkpoint.config)
         if built is not None:
             check_against(built, checkpoint.state)

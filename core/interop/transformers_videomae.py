@@ -72,7 +72,7 @@ class TransformersVideoMae(Layout):
         """Encoder, and decoder or head where there is one."""
         config = checkpoint.config
         names = names_under(prefix_of(checkpoint))
-        state, leftover = sorted_out(*names.ours(checkpoint.state), names.layers)
+        state, leftover = sorted_out(names, checkpoint.state)
         state = with_embed_bias(state)
         check_activation(config)
         check_biases(config, "qv_bias", found=any(name.endswith(QUERY_BIASES) for name in checkpoint.state))

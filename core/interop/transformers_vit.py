@@ -65,7 +65,7 @@ class TransformersVit(Layout):
             for name, value in checkpoint.state.items()
         }
         names = names_of(given, before)
-        state, leftover = sorted_out(*names.ours(given), names.layers)
+        state, leftover = sorted_out(names, given)
         check_activation(config)
         check_biases(config, "qkv_bias", found=any(name.endswith((".query.bias", ".q_proj.bias")) for name in given))
         if "encoder.pos_embed" not in state or "encoder.cls_token" not in state:

@@ -72,7 +72,7 @@ class VideoMae(Layout):
         """Encoder, and decoder or head where there is one."""
         pretrained = "encoder.patch_embed.proj.weight" in checkpoint.state
         names = PRETRAINED if pretrained else TUNED
-        state, leftover = sorted_out(*names.ours(checkpoint.state), names.layers)
+        state, leftover = sorted_out(names, checkpoint.state)
         if "head.weight" in state and "fc_norm.weight" not in state:
             raise NotThis("its head reads the first patch as if it were a class token, which no head here does")
         state = with_embed_bias(state)
