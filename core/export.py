@@ -34,11 +34,10 @@ def run(request: ExportRequest, stop: threading.Event, say: Say = print) -> None
         raise Stopped
     home = Home.create(Path(request.home))
     subject = Subject.at(Path(request.model), home, with_decoder=request.with_decoder)
-    say(f"writing {request.to} of {subject.record.stage} {subject.record.digest} ...")
     with closed(request.private):
         written = export(subject, request.to, Path(request.out), overwrite=request.overwrite)
     for sentence in (*written.notes, *written.checked):
-        say(f"  {sentence}")
+        say(f"note: {sentence}")
 
 
 if __name__ == "__main__":

@@ -67,18 +67,23 @@ def apply(
             modality=model.modality,
             model=str(folder),
             source=source_name(data, model.modality, home),
-            out=_writable(place),
+            out=writable(place),
             patches=patches,
             batch=batch,
             sets=tuple(sets),
             overwrite=overwrite,
         )
+        request.check(model)
         masks = isinstance(model, TunedModel) and model.target.task.kind == "segmentation"
         _follow(request, Output(place, folder=masks), console.for_terminal())
 
 
-def _writable(place: Path) -> str:
-    """The place of an output as a request can say it."""
+def writable(place: Path) -> str:
+    """The place of an output as a request can say it.
+
+    Raises:
+        UserError: if its name is of no characters that a request can hold.
+    """
     try:
         str(place).encode()
     except UnicodeEncodeError:

@@ -56,3 +56,29 @@ def predict(
     from flows.applying import apply
 
     apply("predict", model, data, out, root, sets=set_ or [], batch=batch, overwrite=overwrite)
+
+
+@app.command()
+def export(
+    model: ModelArgument,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help="timm, hf (transformers), safetensors, onnx, torch-export, or whose code is to load it: mae, mae_st, "
+            "videomae, audiomae, monai.",
+        ),
+    ],
+    out: Annotated[str, typer.Option("--out", help="Folder to write.")],
+    with_decoder: Annotated[
+        bool, typer.Option("--with-decoder", help="Of an encoder the decoder as well, where the format has room.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
+    home: HomeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write a finished model in the form of another tool, checked there, with a card and its preprocessing."""
+    root = begin(home, debug=debug)
+    from flows.exporting import export as write
+
+    write(model, to, out, root, with_decoder=with_decoder, overwrite=overwrite)

@@ -88,7 +88,7 @@ def units_of(modality: str) -> str:
 def _foreign(state: State, record: ModelRecord, recipe: Mapping[str, Any]) -> Foreign:
     weights, leftover = _named(state)
     geometry, statistics = record.geometry, record.statistics
-    tuned = isinstance(record, TunedModel)
+    classes = record.target.classes if isinstance(record, TunedModel) and not leftover else ()
     return Foreign(
         Own.name,
         weights,
@@ -96,7 +96,7 @@ def _foreign(state: State, record: ModelRecord, recipe: Mapping[str, Any]) -> Fo
         PatchSpec(geometry.channels, geometry.input_shape, geometry.patch_shape),
         Preprocessing(units_of(record.modality), statistics.mean, statistics.std, "its own record"),
         _norm_pix(recipe) if "decoder.pred.weight" in weights else None,
-        classes=record.target.classes if tuned and not leftover else (),
+        classes=classes,
         leftover=leftover,
         notes=(f"a head of segmentation lies beside the encoder ({len(leftover)} weights)",) if leftover else (),
     )
