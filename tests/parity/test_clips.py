@@ -1,4 +1,4 @@
-"""mae_st, SlowFast and the original VideoMAE, which are in no library: the same numbers as small models of their own."""
+"""mae_st, SlowFast and the original VideoMAE, which are in no library: the same numbers as small models of ours."""
 
 import sys
 from dataclasses import replace
@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_said(tmp_path):
     foreign = read(opened(tmp_path, theirs.state_dict()), hint((3, (8, 24, 24), (2, 8, 8)), 128, 2, inner_heads=1))
     assert not building.autoencoder(foreign).decoder.embed.bias.any()
     biased = foreign.state | {"decoder.embed.bias": torch.ones(64, dtype=torch.float64)}
-    with pytest.raises(NotThis, match="no place for the bias .* the encoder alone can be written"):
+    with pytest.raises(NotThis, match=r"no place for the bias .* the encoder alone can be written"):
         VideoMae().write(replace(foreign, state=biased))
     elsewhere = foreign.state | {"encoder.pos_embed": torch.rand(1, SQUARE.count, 128, dtype=torch.float64)}
     with pytest.raises(NotThis, match="fixed positions"):

@@ -17,7 +17,7 @@ TOLERANCE = 1e-9
 
 
 def shaken(model, seed=1):
-    """``model`` in float64 with no weight left at its first value: norms, biases, tokens and positions count as well."""
+    """``model`` in float64 with no weight at its first value: norms, biases, tokens and positions count."""
     generator = torch.Generator().manual_seed(seed)
     model = model.double().eval()
     with torch.no_grad():
