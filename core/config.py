@@ -376,6 +376,12 @@ class FinetuneConfig(TrainConfig):
     segmenter: SegmenterConfig = SegmenterConfig()
     """The head of segmentation."""
 
+    @model_validator(mode="after")
+    def _mixing_takes_pairs(self) -> "FinetuneConfig":
+        if (self.mixup or self.cutmix) and self.micro % 2:
+            raise ValueError(f"mixup and cutmix mix pairs, which {self.micro} samples at once are not; set both to 0")
+        return self
+
 
 class ArmConfig(Config):
     """Fine-tuning settings of one arm of the label-efficiency comparison, tuned on validation data."""

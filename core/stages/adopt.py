@@ -37,10 +37,11 @@ def adopt(recipe: Recipe, data: PreparedData | None, checkpoint: Place, work: Wo
     plugin = live_plugin(recipe, "pretrain", recipe.pretrain.input_shape)
     spec = plugin.patches()
     model = foreign(checkpoint, Hint(recipe.model, spec))
-    own = _of_our_kind(model.preprocessing, plugin.info.units)
+    units, given = plugin.info.units, model.preprocessing
+    own = _of_our_kind(given, units)
     whole, changed = adapted(with_final_norm(model), spec, native=own)
     _fits(checkpoint, whole)
-    statistics, inputs = _statistics(model.preprocessing if own else None, spec, data, checkpoint)
+    statistics, inputs = _statistics(given if given and given.units == units else None, spec, data, checkpoint)
     account = account_of(checkpoint.name, model, whole, changed, inputs=inputs, wanted=recipe.model)
     _tell(account, work)
     decoder = model.model.decoder if model.has_decoder else recipe.model.decoder

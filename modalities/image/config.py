@@ -79,6 +79,8 @@ class ImageSettings(PluginSettings):
     @model_validator(mode="after")
     def _patch_divides_size(self) -> "ImageSettings":
         check_patches(self.size, self.patch)
+        if self.channels not in {1, 3} and (self.pretrain.rand_augment or self.finetune.rand_augment):
+            raise ValueError(f"rand_augment changes pictures, not arrays of {self.channels} channels; set it to null")
         return self
 
 
