@@ -99,8 +99,9 @@ def with_patch(kernel: Tensor, patch: Sequence[int]) -> Tensor:
 
 def resizing(old: int, new: int) -> Tensor:
     """The matrix (new, old) in float64 that resizes one axis, bicubic with antialiasing."""
-    each = torch.eye(old, dtype=torch.float64).reshape(old, 1, old, 1)
-    return functional.interpolate(each, size=(new, 1), mode="bicubic", antialias=True).reshape(old, new).T
+    # Two columns, of which one is looked at: torch 2.11 resizes pictures of one column wrongly.
+    each = torch.eye(old, dtype=torch.float64).reshape(old, 1, old, 1).repeat(1, 1, 1, 2)
+    return functional.interpolate(each, size=(new, 2), mode="bicubic", antialias=True)[:, 0, :, 0].T
 
 
 def with_grid(table_1ND: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
