@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from timm import create_model
+from timm.layers.activations import GELU
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -138,8 +139,9 @@ def built_from(config: Mapping[str, Any]) -> Any | None:
         raise NotThis(f"timm cannot build the {name} that its config.json names: {error}") from None
     if type(built) is not VisionTransformer:
         raise NotThis(f"it is a {type(built).__name__} of timm ({name}), not a plain Vision Transformer")
-    if type(built.blocks[0].mlp.act) is not nn.GELU:
-        act = type(built.blocks[0].mlp.act).__name__
+    nonlinearity = built.blocks[0].mlp.act
+    if not isinstance(nonlinearity, nn.GELU | GELU) or getattr(nonlinearity, "approximate", "none") != "none":
+        act = type(nonlinearity).__name__
         raise NotThis(f"its MLPs have the nonlinearity {act}; those here have gelu alone")
     pooled = built.num_classes == 0 or built.global_pool in ("token", "avg")
     if not pooled or (built.num_classes and (built.global_pool == "avg") is isinstance(built.fc_norm, nn.Identity)):
@@ -170,8 +172,8 @@ def with_token_position(state: State, built: Any | None) -> Tensor:
 
 
 def preprocessing_said(config: Mapping[str, Any], channels: int) -> Preprocessing | None:
-    """The statistics of a configuration."""
-    given = config.get("pretrained_cfg") or {}
+    """The statistics of a configuration, which older files have without a group of their own."""
+    given = config.get("pretrained_cfg") or config
     mean, std = (tuple(given.get(name) or ()) for name in ("mean", "std"))
     if len(mean) != channels or len(std) != channels:
         return None
