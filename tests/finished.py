@@ -68,7 +68,8 @@ def untrained(home, reference, *overrides, classes=()):
         head = drawn(head_for(target, spec, recipe.model, recipe.finetune.pool, recipe.finetune.segmenter))
         tuned = TunedModel(
             digest="f" * 16, folder=f"runs/finetune/{'f' * 16}", weights="model.safetensors", target=target,
-            pool=recipe.finetune.pool, segmenter=dense, encoder=encoder.digest, metrics={"finetune/loss": 1.0}, **common,
+            pool=recipe.finetune.pool, segmenter=dense, encoder=encoder.digest, metrics={"finetune/loss": 1.0},
+            **common,
         )  # fmt: skip
         folders.append(_keep(home, tuned, {"model.safetensors": head}, recipe))
     return folders

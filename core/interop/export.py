@@ -6,15 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from core.errors import UserError
 from core.interop import formats, hubs
 from core.interop.layouts import LAYOUTS
 from core.interop.model_card import Written, card
+from core.interop.outgoing import CARD_FILE, CONTRACT_FILE, check_format, check_place
 from core.interop.subject import Subject, as_json, contract
-from core.recipes import nearest
 from core.workspace import sync_folder, temporary_beside, write_text
 
-CONTRACT_FILE, CARD_FILE = "preprocessing.json", "README.md"
 Writer = Callable[[Subject, Path], Written]
 
 
@@ -42,32 +40,20 @@ def export(subject: Subject, to: str, out: Path, *, overwrite: bool = False) -> 
         UserError: if there is no such format, the format has no place for the model, or ``out`` is in the way.
         StageError: if what was written disagrees with the model.
     """
-    known = writers()
-    if to not in known:
-        raise UserError(f"--to {to}: no such format{nearest(to, known)} (known: {', '.join(sorted(known))})")
-    _check_place(out, overwrite=overwrite)
+    check_format(to)
+    check_place(out, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = temporary_beside(out)
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         scratch.mkdir()
-        written = known[to](subject, scratch)
+        written = writers()[to](subject, scratch)
         write_text(scratch / CONTRACT_FILE, as_json(contract(subject)))
         write_text(scratch / CARD_FILE, card(subject, to, written, out.name))
         _put(scratch, out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return written
-
-
-def _check_place(out: Path, *, overwrite: bool) -> None:
-    """Refuse a place that is taken, unless by an earlier export that may go."""
-    if not out.exists() and not out.is_symlink():
-        return
-    if not overwrite:
-        raise UserError(f"{out} is there already; give another --out, or --overwrite to replace it")
-    if not out.is_dir() or out.is_symlink() or not all((out / f).is_file() for f in (CONTRACT_FILE, CARD_FILE)):
-        raise UserError(f"{out} is no export, so --overwrite does not remove it; give another --out")
 
 
 def _put(scratch: Path, out: Path) -> None:

@@ -108,9 +108,9 @@ def state_dict(layout: Layout, subject: Subject, folder: Path) -> Written:
     torch.save({"model": state}, folder / file)  # Tensors alone: whoever loads it needs no trust.
     write_bytes(folder / WEIGHTS, to_safetensors(state))
     if arguments:
-        write_text(folder / "config.json", as_json(arguments))
+        write_text(folder / "arguments.json", as_json(arguments))
     notes = [f"Names and shapes are those of {layout.name}.", *remarks]
-    notes += ["`config.json` has the arguments of its class."] if arguments else []
+    notes += ["`arguments.json` has those of its class."] if arguments else []
     return Written("pytorch", STATE_CODE.format(file=file), tuple(notes))
 
 
