@@ -7,7 +7,6 @@ import sys
 import threading
 from pathlib import Path
 
-from core.data.private import closed
 from core.launch import Say, serve
 from core.request import ApplyRequest
 from core.workspace import Home
@@ -21,8 +20,7 @@ def main(arguments: list[str]) -> int:
 def _run(request: ApplyRequest, stop: threading.Event, say: Say) -> None:
     from core.stages.applying import apply
 
-    with closed(request.private):
-        apply(request, Home.create(Path(request.home)), say, stop.is_set)
+    apply(request, Home.create(Path(request.home)), say, stop.is_set)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field
 
 from core.config import Config
+from core.errors import UserError
+from core.records import PretrainedEncoder, TunedModel
 from core.registry import plugin_info
 
 StageName = Literal["prepare", "pretrain", "finetune", "evaluate"]
@@ -132,6 +134,25 @@ class ApplyRequest(Request):
     def file(self) -> str:
         """With the owner's own files where sources are private: places of outputs may name people, too."""
         return f"{'private' if self.private else 'runs'}/requests/{self.kind}"
+
+    def check(self, record: PretrainedEncoder | TunedModel) -> None:
+        """Refuse a model that cannot do what is asked.
+
+        Raises:
+            UserError: that says which one can.
+        """
+        if self.kind == "embed" and isinstance(record, TunedModel):
+            raise UserError(
+                f"{record.digest} is a tuned model, whose features serve its head; embed takes an encoder, such as the "
+                f"one it was tuned from ({record.encoder}), and predict takes this one"
+            )
+        if self.kind == "predict" and not isinstance(record, TunedModel):
+            raise UserError(
+                f"{record.digest} is an encoder, which predicts nothing; predict takes a finished folder of finetune, "
+                "and embed takes this one"
+            )
+        if self.modality != record.modality:
+            raise UserError(f"{record.digest} was made by the modality {record.modality!r}, not {self.modality!r}")
 
     @property
     def place(self) -> str:

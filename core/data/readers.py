@@ -121,6 +121,7 @@ class Readers:
 
     def _await(self, reading: "Future[None] | None") -> None:
         """Wait until a unit is read."""
+        self._maybe_stop()
         while reading is not None and not wait([reading], PATIENCE).done:
             self._maybe_stop()
         if reading is not None:

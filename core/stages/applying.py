@@ -20,7 +20,7 @@ from core.config import Recipe, TaskKind
 from core.data import shards
 from core.data.parts import Output, Pair, Table
 from core.data.prepare import named_items
-from core.data.private import remember_items, resolve_source, secret_of
+from core.data.private import closed, remember_items, resolve_source, secret_of
 from core.data.readers import Readers
 from core.data.shards import Unit
 from core.data.store import rows_of
@@ -73,11 +73,16 @@ def apply(request: ApplyRequest, home: Home, tell: Tell, should_stop: Callable[[
         Stopped: if asked to; the same request goes on from there.
     """
     record = read_model(Path(request.model))
-    masks = _check(request, record)
+    request.check(record)
+    masks = isinstance(record, TunedModel) and record.target.task.kind is TaskKind.SEGMENTATION
     output = Output(Path(request.out), folder=masks)
     source = resolve_source(home, request.source)
     _apart(output, source, private=request.private)
-    with output.exclusive(lambda holder: tell(f"waiting: {request.out} is being written by {holder}"), should_stop):
+
+    def waiting(holder: str) -> None:
+        tell(f"waiting: {request.out} is being written by {holder}")
+
+    with closed(request.private), output.exclusive(waiting, should_stop):
         recipe = _recipe(Path(request.model) / record.weights, request.sets)
         model = ready(Path(request.model), configure(recipe.compute))
         model.plugin.overlap = recipe.evaluate.overlap
@@ -109,27 +114,6 @@ def apply(request: ApplyRequest, home: Home, tell: Tell, should_stop: Callable[[
 
 
 # --- before anything is read ------------------------------------------------------------------------------------------
-
-
-def _check(request: ApplyRequest, record: PretrainedEncoder | TunedModel) -> bool:
-    """Whether masks are asked for.
-
-    Raises:
-        UserError: if the model cannot do what is asked.
-    """
-    if request.kind == "embed" and isinstance(record, TunedModel):
-        raise UserError(
-            f"{record.digest} is a tuned model, whose features serve its head; embed takes an encoder, such as the one "
-            f"it was tuned from ({record.encoder}), and predict takes this one"
-        )
-    if request.kind == "predict" and not isinstance(record, TunedModel):
-        raise UserError(
-            f"{record.digest} is an encoder, which predicts nothing; predict takes a finished folder of finetune, and "
-            "embed takes this one"
-        )
-    if request.modality != record.modality:
-        raise UserError(f"{record.digest} was made by the modality {record.modality!r}, not by {request.modality!r}")
-    return isinstance(record, TunedModel) and record.target.task.kind is TaskKind.SEGMENTATION
 
 
 def _apart(output: Output, source: str, *, private: bool) -> None:
