@@ -99,7 +99,7 @@ class FacebookMae(Layout):
 def has_plain_names(checkpoint: Checkpoint) -> bool:
     """Whether these are a Vision Transformer's of two axes with timm's names and nothing more, and no configuration."""
     state = checkpoint.state
-    names = {"pos_embed", "cls_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"}
+    names = {"pos_embed", "cls_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.bias"}
     plain = names <= state.keys() and state["patch_embed.proj.weight"].ndim == 4
     return plain and not checkpoint.config and not other_parts(state)
 

@@ -86,6 +86,9 @@ def sorted_out(names: Names, given: State) -> tuple[dict[str, Tensor], tuple[str
     state, leftover = names.ours(given)
     refuse_parts(leftover)
     refuse_inside(leftover, names.layers)
+    token = state.get("encoder.cls_token")
+    if token is not None and token.shape[1] != 1:
+        raise NotThis(f"it has {token.shape[1]} class tokens, as Pixio has; models here have one at most")
     if "decoder.pred.weight" in state and "decoder.embed.weight" in state:
         return state, leftover
     kept = {name: value for name, value in state.items() if not name.startswith("decoder.")}

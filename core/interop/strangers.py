@@ -7,9 +7,11 @@ from core.errors import NotThis
 from core.interop.foreign import Checkpoint
 
 PARTS: tuple[tuple[str, str], ...] = (
-    (r"\.(ls[12]\.gamma|gamma_[12]|lambda_[12]|layer_scale\w*\.\w+)$", "layer scale, as in DINOv2, CaiT and BEiT"),
+    (r"\.(ls[12]\.gamma|gamma(_[12])?|lambda_?[12]?|layer_scale\w*\.\w+)$", "layer scale, as in DINOv2, CaiT and BEiT"),
     (r"(reg_tokens?|register_tokens|storage_tokens)$", "register tokens, as in DINOv2 with registers and DINOv3"),
     (r"(dist_token|distillation_token)$", "a distillation token, as in DeiT and AST"),
+    (r"\.attn\.(pool|norm)_?[qkv]\b", "attention to pooled tokens, as in MViT"),
+    (r"^blocks\.\d+\.proj\.", "pooling between blocks, as in Hiera and MViT"),
     (r"\.attn\.(q_norm|k_norm)\.", "norms of queries and keys"),
     (r"\.attn\.norm\.|\.mlp\.norm\.", "norms inside attention or MLPs, as in EVA02"),
     (r"\.mlp\.(w12|w1|w2|w3|fc1_g|fc1_x|gate_proj|up_proj)\.", "gated MLPs (SwiGLU)"),
@@ -23,26 +25,34 @@ PARTS: tuple[tuple[str, str], ...] = (
 """Parts of transformers that change what is computed and have no place here: a pattern of names, and what it is."""
 
 STRANGERS: tuple[tuple[str, str], ...] = (
-    (r"lora_[AB]|^base_model\.model\.|lora_(up|down)", "a LoRA adapter, which is nothing without the model it adapts"),
-    (r"^layers\.\d+\.blocks\.\d+\.attn\.relative_position_bias_table|swin", "a Swin Transformer"),
-    (r"multi_scale_fusion_heads|^encoder_norm\.|^hiera\.|^blocks\.\d+\.attn\.qkv.*hiera", "Hiera"),
-    (r"^stages\.\d+\.(blocks\.\d+\.)?(conv_dw|dwconv|gamma)|^stages\.\d+\.\d+\.dwconv|convnext", "ConvNeXt"),
-    (r"^(layer[1-4]\.\d+\.conv1|layer[1-4]\.\d+\.bn1)|^resnet\.|^conv1\.weight$", "a ResNet"),
-    (r"^features\.\d+\.(\d+\.)*(weight|block)|^classifier\.\d+\.weight", "a convolutional network of torchvision"),
-    (r"^(visual|vision_model|text_model)\.|logit_scale|token_embedding", "CLIP or SigLIP"),
-    (r"^(bert|roberta|distilbert|electra)\.|embeddings\.word_embeddings", "a BERT, a model of text"),
-    (r"embed_tokens|lm_head|^transformer\.h\.\d+|^wte\.", "a language model"),
-    (r"^encoder\.layer\.\d+\.norm1|^dinov2\.|storage_tokens|register_tokens|\.layer_scale1\.", "DINOv2 or DINOv3"),
+    (
+        r"lora_[AB]\b|^base_model\.model\.|lora_(up|down)",
+        "a LoRA adapter, which is nothing without the model it adapts",
+    ),
+    (r"(logit_scale|token_embedding|^text_model\.|^vision_model\.|^visual\.)", "CLIP or SigLIP"),
+    (r"(mask_decoder|prompt_encoder)\.", "Segment Anything"),
+    (r"^(bert|roberta|distilbert|electra)\.|embeddings\.word_embeddings", "BERT, a model of text"),
+    (r"embed_tokens|^lm_head|(^|\.)h\.\d+\.attn\.c_attn|^wte\.", "a language model"),
     (r"^(student|teacher)\.|dino_head|ibot_head", "a checkpoint of self-distillation (DINO, iBOT)"),
-    (r"^(vivit|timesformer)\.|temporal_fc|time_embed", "a video transformer of another kind (ViViT, TimeSformer)"),
+    (r"layer_scale1|storage_tokens|register_tokens|^dinov2\.", "DINOv2 or DINOv3"),
+    (r"multi_scale_fusion_heads|^hiera\.|^encoder\.stages\.\d+\.layers\.\d+\.attn\.qkv", "Hiera"),
+    (r"(layers|stages)\.\d+\.blocks\.\d+\.(attn|attention).*relative_position|^swin\.", "a Swin Transformer"),
+    (r"stages\.\d+\.(blocks|layers)\.\d+\.(conv_dw|dwconv)\.|^convnext\.", "ConvNeXt"),
+    (r"^layer[1-4]\.\d+\.(conv1|bn1)\b|^embedder\.embedder\.convolution|^resnet\.", "a ResNet"),
+    (r"^conv_stem\.|^blocks\.\d+\.\d+\.(conv|bn)", "EfficientNet, or a network like it"),
+    (
+        r"^(timesformer|vivit)\.|temporal_(attention|fc)|time_embed|^stem\.\d+\.\w+\.\d+",
+        "a network of clips of another kind",
+    ),
     (r"audio_spectrogram_transformer|^v\.blocks\.", "an Audio Spectrogram Transformer"),
     (r"^(yolos|detr|deit|vilt|layoutlm\w*)\.", "another transformer of transformers"),
-    (r"(mask_decoder|prompt_encoder|image_encoder)\.", "Segment Anything"),
-    (r"(down|up)_blocks\.\d+|mid_block|conv_in\.weight", "a diffusion model"),
-    (r"^(encoder|decoder)\.(stages|stem)\.|all_modules\.|seg_layers", "a U-Net of nnU-Net"),
-    (r"^(swinViT|swinvit|encoder1\.layer)\.", "SwinUNETR"),
-    (r"^vit\.patch_embedding\.", "UNETR of MONAI; its `vit` part alone could be read"),
     (r"^feature_extractor\.|quantizer\.|wav2vec2|hubert", "a speech model (wav2vec 2.0, HuBERT)"),
+    (r"(down|up)_blocks\.\d+|mid_block", "a diffusion model"),
+    (r"all_modules\.|seg_layers|transpconvs", "a U-Net of nnU-Net"),
+    (r"^swinViT\.|^encoder1\.layer\.", "SwinUNETR"),
+    (r"^vit\.patch_embedding\.", "UNETR of MONAI, of which the part `vit` could be read by itself"),
+    (r"^features\.\d+\.|^encoder\.layers\.encoder_layer_\d+", "a network of torchvision"),
+    (r"^(blocks|stages)\.\d+\.blocks\.\d+\.", "a network of several stages, such as MViT or MaxViT"),
 )
 """Architectures people may have at hand: a pattern of their names, and what it is. The first that is found counts."""
 
@@ -72,9 +82,11 @@ def refuse_inside(names: Iterable[str], before: Iterable[str]) -> None:
 
 
 def looks_like(checkpoint: Checkpoint) -> str | None:
-    """What a checkpoint of no known layout seems to be."""
+    """What a checkpoint of no known layout seems to be; None where nothing tells."""
     kind = checkpoint.config.get("model_type") or checkpoint.config.get("architecture")
-    for pattern, what in STRANGERS:
-        if any(re.search(pattern, name) for name in checkpoint.state):
-            return f"{what} ({kind})" if kind else what
-    return f"a {kind}" if kind else None
+    said = f" ({kind})" if kind else ""
+    for patterns, before in ((STRANGERS, ""), (PARTS, "a transformer with ")):
+        for pattern, what in patterns:
+            if any(re.search(pattern, name) for name in checkpoint.state):
+                return f"{before}{what}{said}"
+    return f"a model of the kind {kind}" if kind else None

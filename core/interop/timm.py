@@ -39,7 +39,8 @@ class Timm(Layout):
             return "architecture" in checkpoint.config
         plain = {"pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= state.keys()
         picture = plain and state["patch_embed.proj.weight"].ndim == 4
-        return picture and ("cls_token" not in state or bool(other_parts(state)))
+        usual = {"cls_token", "blocks.0.attn.qkv.bias"} <= state.keys()
+        return picture and (not usual or bool(other_parts(state)))
 
     def read(self, checkpoint: Checkpoint, hint: Hint | None = None) -> Foreign:
         """Encoder, and head where there is one."""

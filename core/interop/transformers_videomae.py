@@ -63,7 +63,7 @@ class TransformersVideoMae(Layout):
         """By its names of patches and blocks, and three axes."""
         before = prefix_of(checkpoint)
         patches = checkpoint.state.get(f"{before}embeddings.patch_embeddings.projection.weight")
-        named = f"{before}encoder.layer.0.layernorm_before.weight" in checkpoint.state
+        named = f"{before}encoder.layer.0.attention.attention.query.weight" in checkpoint.state
         token = f"{before}embeddings.cls_token" in checkpoint.state
         kind = checkpoint.config.get("model_type", "videomae") == "videomae"
         return named and not token and patches is not None and patches.ndim == 5 and kind

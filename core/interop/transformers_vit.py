@@ -53,9 +53,16 @@ class TransformersVit(Layout):
         """By its names of patches and blocks, and two axes."""
         before = prefix_of(checkpoint.state)
         patches = checkpoint.state.get(f"{before}embeddings.patch_embeddings.projection.weight")
-        blocks = [f"{before}{layers}0.layernorm_before.weight" for layers in ("encoder.layer.", "layers.")]
+        blocks = [
+            f"{before}{layer}" for layer in ("encoder.layer.0.attention.attention.query", "layers.0.attention.q_proj")
+        ]
         kind = checkpoint.config.get("model_type", "vit") in KINDS
-        return patches is not None and patches.ndim == 4 and kind and any(name in checkpoint.state for name in blocks)
+        return (
+            patches is not None
+            and patches.ndim == 4
+            and kind
+            and any(f"{name}.weight" in checkpoint.state for name in blocks)
+        )
 
     def read(self, checkpoint: Checkpoint, hint: Hint | None = None) -> Foreign:
         """Encoder, and decoder or head where there is one."""

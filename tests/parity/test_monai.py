@@ -119,7 +119,7 @@ def test_learned_positions_and_linear_projections_need_the_recipe(tmp_path):
     theirs = shaken(masked(3, **kinds))
     checkpoint = opened(tmp_path, theirs.state_dict())
     assert "patch_embedding.patch_embeddings.1.weight" in checkpoint.state
-    with pytest.raises(NotThis, match="the shape of its patches of 64 values|how its 48 positions lie"):
+    with pytest.raises(NotThis, match=r"the shape of its patches of 64 values|how its 48 positions lie"):
         read(checkpoint)
     spec = SPECS[3]
     foreign = read(checkpoint, hint((spec.channels, spec.input_shape, spec.patch_shape), 192, 3, 96, 3))

@@ -86,7 +86,14 @@ def test_models_before_and_after_export(tmp_path, arguments):
 def test_heads_are_the_architectures_own(tmp_path):
     """Those of the models of 400 million parameters are 72 wide."""
     config = {"architecture": "vit_so400m_patch14_siglip_224", "num_classes": 0}
-    arguments = {"global_pool": "avg", "fc_norm": False, "depth": 1, "img_size": 28, "mlp_ratio": 1, "act_layer": "gelu"}
+    arguments = {
+        "global_pool": "avg",
+        "fc_norm": False,
+        "depth": 1,
+        "img_size": 28,
+        "mlp_ratio": 1,
+        "act_layer": "gelu",
+    }
     import timm
 
     theirs = shaken(timm.create_model(config["architecture"], num_classes=0, **arguments))
@@ -125,7 +132,7 @@ def test_parts_without_a_place_are_refused_by_name(tmp_path, arguments, why, con
 def test_gated_mlps_and_dinov2s_are_refused_by_name(tmp_path):
     state = model_of().state_dict()
     gated = {name.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): value for name, value in state.items()}
-    with pytest.raises(NotThis, match="lacks blocks.0.mlp.fc1.weight|gated"):
+    with pytest.raises(NotThis, match=r"lacks blocks\.0\.mlp\.fc1\.weight"):
         read(opened(tmp_path / "gated", gated))
     dino = state | {"blocks.0.ls1.gamma": torch.ones(48), "mask_token": torch.zeros(1, 48)}
     with pytest.raises(NotThis, match="layer scale"):

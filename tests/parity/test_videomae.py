@@ -156,6 +156,13 @@ def test_a_configuration_of_another_model_is_refused(tmp_path, change, why):
         LAYOUT.read(opened(tmp_path, theirs.state_dict(), theirs.config.to_dict() | change))
 
 
+def test_a_target_of_plain_colours_is_noted(tmp_path):
+    """It is not normalised input, as a target of ours without normalisation is."""
+    foreign = read(saved(videomae(norm_pix_loss=False), tmp_path / "theirs"))
+    assert foreign.norm_pix is None
+    assert any("a target that none here has" in note for note in foreign.notes)
+
+
 def test_weights_without_their_configuration(tmp_path):
     """The recipe then says the size of clips and the heads."""
     theirs = videomae()
