@@ -264,3 +264,30 @@ def test_lists_and_doctor(tmp_path):
     doctor = maeflow("doctor", home=tmp_path)
     assert doctor.returncode == 0, doctor.stdout
     assert "BAD" not in doctor.stdout
+
+
+def test_a_checkpoint_of_others_is_tuned_and_evaluated_without_pretraining(finished, labelled, tmp_path):
+    import timm
+    import torch
+
+    home, _ = finished
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=0, **sizes).state_dict(), tmp_path / "theirs.pth")
+    begin = ["--checkpoint", tmp_path / "theirs.pth", "--labelled", labelled]
+    command = ["run", "image/tiny", *begin, *sets(*SMALL, "evaluate.label_efficiency=null")]
+    for done_before in (False, True):
+        done = maeflow(*command, home=home)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "checkpoint theirs.pth: facebookresearch/mae" in done.stdout
+        assert "30 of 30 weights found" in done.stdout
+        assert re.search(r"inputs +minus \(0.485, 0.456, 0.406\)", done.stdout)
+        assert "pretrain " not in done.stdout
+        assert done.stdout.count("already done") == (4 if done_before else 1)
+        assert "eval/top1" in done.stdout
+    (tmp_path / "theirs.pth").write_bytes(b"")
+    refused = maeflow(*command, home=home)
+    assert refused.returncode == 2
+    assert "error: checkpoint theirs.pth: it is empty; get it again" in refused.stderr
+    nothing = maeflow("run", "image/tiny", home=home)
+    assert nothing.returncode == 2
+    assert "there is nothing to pretrain on: give --data" in nothing.stderr
