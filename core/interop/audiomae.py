@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from core.errors import NotThis
-from core.interop.facebook_mae import FacebookMae, fixed_grid, has_plain_names, is_spectrogram
+from core.interop.facebook_mae import TARGETS, FacebookMae, fixed_grid, has_plain_names, is_spectrogram
 from core.interop.foreign import Checkpoint, Foreign, Hint, Preprocessing
 from core.interop.limits import Limits
 
@@ -48,7 +48,14 @@ class AudioMae(FacebookMae):
     def limits(self, model: Foreign) -> Limits:
         """One channel, two axes, heads on the mean."""
         return Limits(
-            (2,), cls_token=True, channels=1, pools=("mean",), one_ratio=True, square_patch=True, norm_eps=1e-6
+            (2,),
+            cls_token=True,
+            channels=1,
+            pools=("mean",),
+            one_ratio=True,
+            square_patch=True,
+            targets=TARGETS,
+            norm_eps=1e-6,
         )
 
 

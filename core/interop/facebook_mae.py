@@ -41,6 +41,8 @@ DECODER = {
 HEAD = {"fc_norm.": "fc_norm.", "head.": "head."}
 LAYERS = {"blocks.": "encoder.blocks.", "decoder_blocks.": "decoder.blocks."}
 NAMES = Names(ENCODER | DECODER | HEAD, LAYERS, BLOCK, Fused())
+TARGETS = (NormPix.PATCH, NormPix.NONE)
+"""How its code can normalise what is to be predicted."""
 PROBE_EPS = 1e-6
 """What the batch norm of ``main_linprobe.py`` adds to the variance."""
 EITHER = (
@@ -89,7 +91,13 @@ class FacebookMae(Layout):
     def limits(self, model: Foreign) -> Limits:
         """Its decoder is for square inputs alone."""
         return Limits(
-            (2,), cls_token=True, one_ratio=True, square_patch=True, square_input=model.has_decoder, norm_eps=1e-6
+            (2,),
+            cls_token=True,
+            one_ratio=True,
+            square_patch=True,
+            square_input=model.has_decoder,
+            targets=TARGETS,
+            norm_eps=1e-6,
         )
 
     def _written(self, model: Foreign) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from core.config import NormPix
 from core.errors import NotThis
 from core.interop.foreign import Foreign
 
@@ -36,6 +37,8 @@ class Limits:
     """Whether what leads from encoder to decoder has a bias."""
     strides: bool = False
     """Whether a decoder may predict a part of the values of a patch."""
+    targets: tuple[NormPix, ...] = ()
+    """How its code can normalise what a decoder is to predict; empty where it computes no loss."""
     norm_eps: float | None = None
     """What the layer norms of its code add to the variance; None where it can be set."""
     last_norm_eps: float | None = None
@@ -63,6 +66,8 @@ class Limits:
             own, other = eps or ours, self.last_norm_eps or theirs
             if own != other and (own, other) != (ours, theirs):
                 said.append(_eps(what, own, other))
+        if self.targets and model.norm_pix not in (*self.targets, None):
+            said.append(f"there, what is to be predicted is not normalised by {model.norm_pix}: a loss says less there")
         return tuple(said)
 
     def _encoder(self, model: Foreign) -> list[tuple[bool, str]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core.config import NormPix
 from core.errors import NotThis
-from core.interop.facebook_mae import DECODER, ENCODER, HEAD, LAYERS
+from core.interop.facebook_mae import DECODER, ENCODER, HEAD, LAYERS, TARGETS
 from core.interop.foreign import Checkpoint, Foreign, Hint, Preprocessing, State, architecture, patch_geometry
 from core.interop.layout import Layout, fixed_or_learned, grid_of, hinted_heads, sorted_out, whole_state
 from core.interop.limits import Limits
@@ -91,6 +91,7 @@ class MaeSt(Layout):
             pools=("mean",),
             one_ratio=True,
             strides=True,
+            targets=TARGETS,
             norm_eps=1e-6,
         )
 

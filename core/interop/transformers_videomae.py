@@ -113,6 +113,7 @@ class TransformersVideoMae(Layout):
             square_patch=True,
             pools=("mean",),
             embed_bias=False,
+            targets=(NormPix.CHANNEL_STD,),
             last_norm_eps=LAST_EPS,
         )
 

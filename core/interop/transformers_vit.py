@@ -11,7 +11,7 @@ from torch import Tensor
 
 from core.config import NormPix
 from core.errors import NotThis
-from core.interop.facebook_mae import imagenet
+from core.interop.facebook_mae import TARGETS, imagenet
 from core.interop.foreign import Checkpoint, Foreign, Hint, Preprocessing, State, architecture, patch_geometry
 from core.interop.hub_config import (
     check_activation,
@@ -104,7 +104,7 @@ class TransformersVit(Layout):
     def limits(self, model: Foreign) -> Limits:
         """ViTMAE's decoder and BEiT's head on the mean are for square pictures."""
         square = model.has_decoder or "fc_norm.weight" in model.head
-        return Limits((2,), cls_token=True, square_patch=square, square_input=square)
+        return Limits((2,), cls_token=True, square_patch=square, square_input=square, targets=TARGETS)
 
     def config(self, model: Foreign) -> dict[str, Any]:
         """Of the class that has what ``model`` has."""

@@ -103,6 +103,7 @@ class VideoMae(Layout):
             pools=("mean",),
             one_ratio=True,
             embed_bias=False,
+            targets=(NormPix.CHANNEL_STD,),
             norm_eps=1e-6,
         )
 

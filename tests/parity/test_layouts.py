@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.config import ModelConfig
+from core.config import ModelConfig, NormPix
 from core.errors import NotThis
 from core.interop.foreign import Checkpoint, Foreign
 from core.interop.layout import grid_of
@@ -147,6 +147,14 @@ def test_what_maes_layout_has_no_room_for_is_said(decoder, more, values, why):
     state = MaskedAutoencoder(spec, config, values=values).state_dict()
     with pytest.raises(NotThis, match=why):
         layout_called("mae").write(Foreign("maeflow", state, config, spec))
+
+
+def test_a_target_that_the_layouts_code_does_not_know_is_remarked():
+    config, spec = ModelConfig(width=64, depth=1, heads=1), PatchSpec(3, (16, 16), (8, 8))
+    state = MaskedAutoencoder(spec, config).state_dict()
+    for target, said in ((NormPix.PATCH, 0), (NormPix.NONE, 0), (NormPix.CHANNEL_STD, 1)):
+        model = Foreign("maeflow", state, config, spec, norm_pix=target)
+        assert len(layout_called("mae").remarks(model)) == len(layout_called("hf-vit").remarks(model)) == said
 
 
 def test_a_decoder_and_a_head_at_once_have_no_room():
