@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from core.interop.subject import Subject
-from core.records import PreparedData, PretrainedEncoder, Statistics
+from core.records import PreparedData, Statistics
 
 SHOWN = 5
 """Most reasons and classes that are listed one by one."""
@@ -94,8 +94,7 @@ def _what(subject: Subject, target: str) -> str:
 
 def _origin(subject: Subject) -> str:
     """Where its encoder comes from."""
-    source = subject.encoder if subject.tuned else subject.record
-    name = source.checkpoint if isinstance(source, PretrainedEncoder) else ""
+    name = subject.checkpoint
     return f"taken over from the checkpoint {name}" if name else "pretrained as a masked autoencoder (He et al. 2021)"
 
 
@@ -120,6 +119,10 @@ def _inputs(subject: Subject) -> str:
 
 def _data(subject: Subject) -> str:
     parts = [_prepared(purpose, prepared, about, subject) for purpose, prepared, about in subject.data]
+    if subject.checkpoint:
+        parts.insert(
+            0, f"What {subject.checkpoint} was trained on, its publisher has to say; its licence holds as well."
+        )
     return "\n\n".join(parts) or "Its prepared data are not beside it any more; the recipe below is what is known."
 
 

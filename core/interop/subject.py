@@ -113,18 +113,26 @@ class Subject:
         return self._beside("pretrain", self.tuned.encoder, PretrainedEncoder) if self.tuned else None
 
     @property
+    def checkpoint(self) -> str:
+        """Name of the foreign checkpoint that its encoder is; empty of one that was pretrained here, or not known."""
+        source = self.record if isinstance(self.record, PretrainedEncoder) else self.encoder
+        return source.checkpoint if source else ""
+
+    @property
     def data(self) -> Iterator[tuple[str, PreparedData, dict[str, Any]]]:
         """What it was trained on as far as that is still in the home: what for, the record, and the card."""
-        parts = [("fine-tuning", self.record.prepared)] if self.tuned else [("pretraining", self.record.prepared)]
-        if self.encoder and self.encoder.prepared != self.record.prepared:
-            parts.insert(0, ("pretraining", self.encoder.prepared))
-        elif self.encoder:
-            parts = [("pretraining and fine-tuning", self.record.prepared)]
-        for purpose, digest in parts:
+        purposes: dict[str, list[str]] = {}
+        pretrained = self.encoder if self.tuned else self.record
+        if isinstance(pretrained, PretrainedEncoder) and not pretrained.checkpoint:
+            purposes.setdefault(pretrained.prepared, []).append("pretraining")
+        if self.tuned:
+            tuned_here = bool(self.tuned.metrics)
+            purposes.setdefault(self.tuned.prepared, []).append("fine-tuning" if tuned_here else "the order of classes")
+        for digest, several in purposes.items():
             prepared = self._beside("prepare", digest, PreparedData)
             if prepared is not None:
                 folder = self.home.stage("prepare", digest).final
-                yield purpose, prepared, read_card(folder) if (folder / CARD_FILE).is_file() else {}
+                yield " and ".join(several), prepared, read_card(folder) if (folder / CARD_FILE).is_file() else {}
 
     @property
     def reports(self) -> list[EvalReport]:

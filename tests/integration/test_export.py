@@ -13,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from core import recipes
 from core.errors import NotThis, StageError, UserError
 from core.interop import graphs, hub_checks, outgoing
 from core.interop.building import classifier, encoder
@@ -24,12 +25,17 @@ from core.interop.own import Own, foreign_of
 from core.interop.serving import load_classifier, load_encoder
 from core.interop.subject import Subject
 from core.modality import Item
+from core.records import read_model, write_record
+from core.request import Place
+from core.stages.adopt import adopt
 from core.stages.ready import ready
+from core.stages.work import Work
+from core.tracking import NullTracker
 from core.workspace import Home, write_text
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from broken_images import photo
-from finished import trained, untrained
+from finished import QUICK, trained, untrained
 
 ROOT = Path(__file__).parents[2]
 IMAGE = ["data.size=[32, 32]", "data.patch=[8, 8]", "data.channels=3", "data.eval_crop=0.875"]
@@ -325,6 +331,28 @@ def test_what_leaves_as_safetensors_comes_back_whole(pictures, tmp_path):
             assert torch.equal(encoder(back).features(x), ours(folder, x))
             assert back.has_decoder is (name == "whole")
             assert Own().write(back).keys() == found.state.keys()
+
+
+@pytest.mark.parametrize("to", ["hf", "timm", "mae", "safetensors"])
+def test_what_left_is_taken_over_again_and_leaves_as_taken_over(pictures, program, tmp_path, to):
+    _, folder, _ = pictures
+    home = Home.create(tmp_path / "home")
+    recipe = recipes.load("image/tiny", [*QUICK, *IMAGE])
+    at = home.stage("pretrain", "0123456789abcdef")
+    at.partial.mkdir(parents=True)
+    place = Place(name="ours", path=str(program("pictures", "encoder", to) / "model.safetensors"))
+    if to != "mae":
+        place = Place(name="ours", path=str(program("pictures", "encoder", to)))
+    record = adopt(recipe, None, place, Work(home, "0123456789abcdef", at.partial, NullTracker()))
+    write_record(record, at.partial)
+    at.finish()
+    assert record.geometry == read_model(folder).geometry
+    x = drawn(folder)
+    assert (ours(at.final, x) - ours(folder, x)).abs().max() <= 1e-6
+    _, out = given(home, at.final, "safetensors", tmp_path / "again")
+    text = (out / "README.md").read_text()
+    assert "taken over from the checkpoint ours" in text
+    assert "its publisher has to say" in text
 
 
 def test_a_file_out_of_its_folder_says_what_it_can(pictures, tmp_path):
