@@ -19,9 +19,10 @@ from core.interop.layouts import recognise
 from core.model.patches import PatchSpec
 from core.records import PreparedData, PretrainedEncoder, Statistics, Target, TunedModel
 from core.request import Place
+from core.stages.beginning import MODEL_FILE
 from core.stages.finetune import MODEL_FILE as TUNED_FILE
 from core.stages.finetune import require_target
-from core.stages.pretrain import ENCODER_FILE, MODEL_FILE
+from core.stages.pretrain import ENCODER_FILE
 from core.stages.work import Work, geometry_of, live_plugin, versions
 from core.workspace import write_bytes, write_text
 

@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
@@ -24,17 +22,16 @@ from core.model.masking import MaskSampler, sampler
 from core.model.objective import MaskedObjective
 from core.model.patches import PatchSpec
 from core.records import PreparedData, PretrainedEncoder, Statistics
+from core.stages.beginning import MODEL_FILE, begin_from
 from core.stages.work import (
     Work,
     extract,
     fixed_batch,
     geometry_of,
     live_plugin,
-    on_grid,
     open_store,
     stats_on,
     versions,
-    weights_at,
 )
 from core.tasks import Task
 from core.training import checkpoint
@@ -44,7 +41,6 @@ from core.training.trainer import Job, Trainer, weights
 from core.workspace import write_bytes
 
 ENCODER_FILE = "encoder.safetensors"
-MODEL_FILE = "autoencoder.safetensors"
 PICTURE_FILE = "reconstructions.png"
 MOVING_FILE = "reconstructions.gif"
 SOUND_FILE = "reconstruction-{name}{suffix}"
@@ -79,13 +75,10 @@ def pretrain(
     stores = [open_store(work.home, prepared, recipe) for prepared, _ in data]
     beside = open_store(work.home, labelled, recipe) if labelled else None
     parts = _parts(stores, data, beside, work, people=plugin.info.private)
-    statistics = combine([prepared for prepared, _ in data], [part.per_epoch for part in parts])
-    statistics = start.statistics if start else statistics
-    config = start.model if start else recipe.model
+    counts = [part.per_epoch for part in parts]
+    statistics = start.statistics if start else combine([prepared for prepared, _ in data], counts)
     stats = stats_on(statistics, device)
-    objective = _objective(plugin, recipe, config, stats, device)
-    if start:
-        begin_from(objective.model, start, work)
+    objective = _objective(plugin, recipe, stats, start, work)
     stream = Stream(parts, recipe.seed, recipe.pretrain.repeats)
     probe = _Probe.of(labelled or data[0][0], stores[0] if beside is None else beside)
     look = _Look(recipe.pretrain, objective, plugin, stats, stores[0], probe, recipe.seed, work)
@@ -119,7 +112,7 @@ def pretrain(
         recipe=recipe.name,
         versions=versions(device),
         weights=ENCODER_FILE,
-        model=config,
+        model=objective.model.encoder.config,
         geometry=geometry_of(spec),
         statistics=statistics,
         data_digest=data[0][0].data_digest,
@@ -139,17 +132,20 @@ def _write(trainer: Trainer, objective: MaskedObjective, recipe: Recipe, work: W
 
 
 def _objective(
-    plugin: Modality[Any], recipe: Recipe, model: ModelConfig, stats: Stats, device: torch.device
+    plugin: Modality[Any], recipe: Recipe, stats: Stats, start: PretrainedEncoder | None, work: Work
 ) -> MaskedObjective:
     """The objective with the plugin's own masks or the recipe's; only here do these meet the plugin's geometry."""
     spec = plugin.patches()
     try:
         masks = plugin.mask(recipe.pretrain.mask) or sampler(recipe.pretrain.mask, spec.grid)
-        return build(spec, recipe, masks, stats, device, model)
+        objective = build(spec, recipe, masks, stats, stats.mean.device, start.model if start else None)
     except ValueError as error:
         raise UserError(
             f"the recipe does not fit inputs of {spec.input_shape} in patches of {spec.patch_shape}: {error}"
         ) from error
+    if start:
+        begin_from(objective.model, start, work)
+    return objective
 
 
 def build(
@@ -169,35 +165,6 @@ def build(
     values = spec.values // config.predict_stride
     model = MaskedAutoencoder(spec, model_config or recipe.model, config.drop_path, values).to(device)
     return MaskedObjective(model, config, masks, stats).to(device)
-
-
-def begin_from(model: MaskedAutoencoder, start: PretrainedEncoder, work: Work) -> None:
-    """Take the weights of ``start``, and of its decoder what there is; the rest stays as it was drawn.
-
-    Raises:
-        UserError: if there is only part of an encoder.
-    """
-    folder, spec = work.home.resolve(start.folder), model.encoder.spec
-    model.encoder.load_state_dict(weights_at(folder, start, spec))
-    drawn = model.decoder.state_dict()
-    given = _decoder_weights(folder / MODEL_FILE, start, spec)
-    fitting = {name: value for name, value in given.items() if name in drawn and drawn[name].shape == value.shape}
-    model.decoder.load_state_dict(drawn | fitting)
-    if anew := sorted(drawn.keys() - fitting.keys() - {"pos_embed"}):
-        work.tracker.note(
-            f"{len(anew)} of the decoder's {len(drawn)} weights are drawn anew: {', '.join(anew[:3])} ..."
-        )
-
-
-def _decoder_weights(file: Path, start: PretrainedEncoder, spec: PatchSpec) -> dict[str, Tensor]:
-    """Weights of a decoder, its positions on the grid of ``spec``; empty where there is none."""
-    if not file.exists():
-        return {}
-    every: dict[str, Tensor] = load_file(file)
-    given = {name.removeprefix("decoder."): value for name, value in every.items() if name.startswith("decoder.")}
-    if "pos_embed" in given:
-        given["pos_embed"] = on_grid(given["pos_embed"], start, spec, start.model.decoder.width)
-    return given
 
 
 def combine(data: Sequence[PreparedData], counts: Sequence[int]) -> Statistics:
