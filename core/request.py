@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from core.config import Config
+from core.config import Config, TaskKind
 from core.errors import UserError
 from core.records import PretrainedEncoder, TunedModel
 from core.registry import plugin_info
@@ -151,6 +151,9 @@ class ApplyRequest(Request):
                 f"{record.digest} is an encoder, which predicts nothing; predict takes a finished folder of finetune, "
                 "and embed takes this one"
             )
+        masks = isinstance(record, TunedModel) and record.target.task.kind is TaskKind.SEGMENTATION
+        if masks and self.out.endswith(".parquet"):
+            raise UserError(f"{record.digest} gives masks, a file for each scan or picture; name a folder by --out")
         if self.modality != record.modality:
             raise UserError(f"{record.digest} was made by the modality {record.modality!r}, not {self.modality!r}")
 

@@ -12,11 +12,12 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
-from pyarrow import parquet
 
 from core import recipes
 from core.data.private import remember_source
+from core.errors import Stopped, UserError
 from core.evaluation.sliding import predict_whole
+from core.stages.applying import apply
 from core.stages.ready import ready
 from modalities.medical import demo
 
@@ -181,7 +182,7 @@ def test_scans_become_masks_that_lie_where_the_scans_lie(tmp_path):
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "again" / "masks").iterdir()}
 
 
-def test_pictures_become_pictures_of_their_classes(tmp_path):
+def test_pictures_become_pictures_of_their_classes(tmp_path, monkeypatch):
     source, rng = tmp_path / "source", np.random.default_rng(0)
     for kind in ("images", "masks"):
         (source / kind).mkdir(parents=True)
@@ -206,7 +207,22 @@ def test_pictures_become_pictures_of_their_classes(tmp_path):
         assert row["found"] == (["thing"] if mask.any() else [])
         alike.append((mask == np.asarray(Image.open(source / "masks" / Path(row["file"]).name))).mean())
     assert np.mean(alike) > 0.8
-    assert parquet.read_metadata(tmp_path / "out" / "index.parquet").num_rows == 12
+    with pytest.raises(UserError, match="name a folder by --out"):
+        models.run(tmp_path / "out.parquet", source, kind="predict")
+    # Stopped and resumed, the folder is the same.
+    monkeypatch.setattr("core.stages.applying.UNIT_ITEMS", 4)
+    asked = []
+    request = models.request(tmp_path / "stopped", source, kind="predict", batch=2)
+    with pytest.raises(Stopped):
+        apply(request, models.home, print, lambda: asked.append(1) or len(asked) > 5)
+    assert list((tmp_path / "stopped.partial" / "parts").iterdir())
+    for name in ("stopped", "whole"):
+        models.run(tmp_path / name, source, kind="predict", batch=2)
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_names_of_masks_lead_nowhere_else_and_are_their_own():
