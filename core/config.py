@@ -390,6 +390,8 @@ class ComputeConfig(Config):
     """Whether CUDA is held to deterministic kernels (slower); the CPU always is."""
     dask: Annotated[str, Field(pattern=r"^(local:[1-9][0-9]*|(tcp|tls)://[^ ]+:[0-9]+)$")] | None = no_result(None)
     """Where data are prepared: a Dask scheduler (`tcp://host:8786`), or `local:2` for two workers on this machine."""
+    registry: bool = no_result(default=True)
+    """Whether encoders and tuned models are copied to MLflow's registry, from where they can be served."""
 
 
 class Recipe(Config):

@@ -4,13 +4,12 @@ from typing import Annotated
 
 import typer
 
-from flows.options import DebugOption, HomeOption, begin
+from flows.options import CheckpointOption, DebugOption, HomeOption, begin
 
 app = typer.Typer()
 
-ModelArgument = Annotated[
-    str, typer.Argument(help="Finished folder of the model, its record.json, or its name of 16 digits.")
-]
+MODEL = "Finished folder of the model, its record.json, or its name of 16 digits."
+ModelArgument = Annotated[str, typer.Argument(help=MODEL)]
 SourceOption = Annotated[str, typer.Option("--data", help="Folder, file, manifest or saved dataset.")]
 WorkOption = Annotated[
     list[str] | None, typer.Option("--set", help="How the work is done, such as compute.device=cpu. Repeatable.")
@@ -23,9 +22,14 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what
 
 @app.command()
 def embed(
-    model: ModelArgument,
     data: SourceOption,
     out: Annotated[str, typer.Option("--out", help="Parquet file to write.")],
+    model: Annotated[str | None, typer.Argument(help=f"{MODEL} Or give --checkpoint.")] = None,
+    checkpoint: CheckpointOption = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="With --checkpoint: what data it is for.")] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", help="With --checkpoint: prepared data that give statistics.")
+    ] = None,
     patches: Annotated[bool, typer.Option("--patches", help="Features of each patch, not of the whole.")] = False,
     set_: WorkOption = None,
     batch: BatchOption = None,
@@ -33,11 +37,16 @@ def embed(
     home: HomeOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Write what a pretrained encoder makes of new files: a row of features for each."""
+    """Write what a pretrained encoder makes of new files: a row of features for each. Or what a checkpoint's makes."""
     root = begin(home, debug=debug)
+    from flows.adopting import model_or_checkpoint
     from flows.applying import apply
 
-    apply("embed", model, data, out, root, sets=set_ or [], batch=batch, patches=patches, overwrite=overwrite)
+    sets = set_ or []
+    folder = model_or_checkpoint(model, checkpoint, recipe, sets, from_, root)
+    if checkpoint:
+        sets = [one for one in sets if one.startswith("compute.")]
+    apply("embed", folder, data, out, root, sets=sets, batch=batch, patches=patches, overwrite=overwrite)
 
 
 @app.command()
@@ -82,3 +91,17 @@ def export(
     from flows.exporting import export as write
 
     write(model, to, out, root, with_decoder=with_decoder, overwrite=overwrite)
+
+
+@app.command()
+def promote(
+    name: Annotated[str, typer.Argument(help="Name of a registered model, such as maeflow-image-tiny.")],
+    version: Annotated[str, typer.Argument(help="Version, or an alias that leads to one.")] = "candidate",
+    home: HomeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Make a version of a registered model its champion; shows its test beside that of the champion before."""
+    root = begin(home, debug=debug)
+    from flows.promoting import champion
+
+    champion(root, name, version)

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from core.records import RECORD_FILE
+from core.records import RECORD_FILE, read_model
 from core.registry import claims, fault, plugin_info
 from core.request import STAGES
 from core.workspace import Home
+from flows.privacy import discretion
 
 
 def modalities() -> None:
@@ -59,7 +60,8 @@ def _headline(record: dict[str, Any]) -> str:
 
 
 def synchronise(home: Path) -> None:
-    """Send to MLflow what the runs of this home lack, from where each mirror stopped."""
+    """Send to MLflow what the runs of this home lack, from where each mirror stopped, and models not registered yet."""
+    from infra import registering
     from infra.mlflow_mirror import Mirror
     from infra.mlflow_runs import connect
 
@@ -71,3 +73,8 @@ def synchronise(home: Path) -> None:
         mirror = Mirror(client, state.stem, lambda folder=folder: folder.current, state)  # type: ignore[misc]
         mirror.pump()
         print(f"{tags['maeflow.stage']:10s} {state.stem}  {mirror.failure or 'complete'}")
+    for stage, digest, run_id in registering.waiting(home):
+        record = read_model(paths.stage(stage, digest).final)
+        with discretion(record.modality):
+            why = registering.reason(registering.start(home, record, run_id))
+        print(f"{stage:10s} {digest}  {why or 'registered'}")

@@ -68,10 +68,12 @@ def open_context(recipe: Recipe, home: Path) -> Iterator[stages.Context]:
             yield context
         except BaseException as error:
             records.close("FAILED" if isinstance(error, Exception) else "KILLED", {}, None, None)
+            if not isinstance(error, Exception):
+                stages.stop_registering(context)
             raise
         finally:
             stages.CONTEXT.reset(token)
-            stages.finish_logging(context)
+            stages.finish_registering(context)
 
 
 def refuse_nothing(sources: Sequence[DataSource], labelled: str | None, checkpoint: str | None) -> None:
@@ -100,7 +102,7 @@ def _stages(sources: Sequence[DataSource], labelled: str | None, checkpoint: str
             "source a test split, or more groups, which are never divided, or raise prepare.test_fraction; "
             "`maeflow pretrain` alone does without"
         )
-    start = stages.adopt(checkpoint, first).record if checkpoint else None
+    start = stages.adopt(checkpoint, first, further=bool(data)).record if checkpoint else None
     encoder = stages.pretrain(data, tuning, start).record if data else start
     assert encoder is not None, "this is refused before"
     if tuning is None or tuning.target is None:

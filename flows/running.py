@@ -104,7 +104,7 @@ def _call(stage: StageName, home: Home, inputs: dict[str, str | None]) -> stages
     checkpoint = inputs.get("checkpoint")
     if stage == "pretrain":
         data = read_record(_folder(home, "prepare", inputs["prepared"]), PreparedData)
-        start = stages.adopt(checkpoint, data).record if checkpoint else None
+        start = stages.adopt(checkpoint, data, further=True).record if checkpoint else None
         return stages.pretrain([(data, 1.0)], labelled or (data if data.target else None), start)
     if checkpoint:
         return _from_checkpoint(stage, checkpoint, labelled)

@@ -1,14 +1,12 @@
 """One Prefect task per stage: each finds the finished folder, or has the stage run in a process of its own."""
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -26,11 +24,15 @@ from core.workspace import Home
 from flows import artifacts, console
 from flows.admission import admitted
 from flows.privacy import discretion, is_private
-from infra import devices
+from infra import devices, registering
 from infra.launchers import Launcher, SubprocessLauncher, Watch
 from infra.records import RunRecords, StageRun
 
+if TYPE_CHECKING:
+    import subprocess
+
 R = TypeVar("R", bound=Record)
+M = TypeVar("M", PretrainedEncoder, TunedModel)
 P = ParamSpec("P")
 T = TypeVar("T")
 RETRY_SECONDS = [2.0, 10.0, 60.0]
@@ -60,8 +62,8 @@ class Context:
     served: bool = False
     """Whether a worker carries the flow, so that people look at it on Prefect's pages."""
     outcomes: list[Outcome[Any]] = field(default_factory=list)
-    logging: list["subprocess.Popen[str]"] = field(default_factory=list)
-    """Processes that send a model to MLflow while the pipeline goes on."""
+    registering: list["subprocess.Popen[str]"] = field(default_factory=list)
+    """Processes that register a model in MLflow while the pipeline goes on."""
 
     @property
     def values(self) -> dict[str, Any]:
@@ -119,14 +121,18 @@ def prepare(source: str, role: str = "data") -> Outcome[PreparedData]:
 
 
 @_stage_task("checkpoint")
-def adopt(reference: str, data: PreparedData | None) -> Outcome[PretrainedEncoder]:
-    """Take over the encoder of a foreign checkpoint: a file, a folder, or a name on a hub."""
+def adopt(reference: str, data: PreparedData | None, *, further: bool = False) -> Outcome[PretrainedEncoder]:
+    """Take over the encoder of a foreign checkpoint: a file, a folder, or a name on a hub.
+
+    Where pretraining goes ``further`` from it, it is that which is registered.
+    """
     context = CONTEXT.get()
     place, fingerprint = _found(reference)
     digest = digests.adopt_digest(context.recipe, fingerprint, data)
     inputs = {"checkpoint": place, "labelled": data.folder if data else None}
     request = _request(context, "pretrain", digest, **inputs)
-    return _account(_run(context, request, PretrainedEncoder, data=[data] if data else [], title="checkpoint"))
+    outcome = _account(_run(context, request, PretrainedEncoder, data=[data] if data else [], title="checkpoint"))
+    return outcome if further else _registered(context, outcome)
 
 
 @_stage_task("checkpoint")
@@ -137,7 +143,7 @@ def adopt_tuned(reference: str, encoder: PretrainedEncoder, labelled: PreparedDa
     digest = digests.adopt_digest(context.recipe, fingerprint, labelled, encoder.digest)
     inputs = {"checkpoint": place, "encoder": encoder.folder, "labelled": labelled.folder}
     request = _request(context, "finetune", digest, **inputs)
-    return _account(_run(context, request, TunedModel, data=[labelled], title="its head"))
+    return _registered(context, _account(_run(context, request, TunedModel, data=[labelled], title="its head")))
 
 
 def _account(outcome: Outcome[R]) -> Outcome[R]:
@@ -166,7 +172,7 @@ def pretrain(
     inputs = tuple(WeightedInput(folder=prepared.folder, weight=weight) for prepared, weight in data)
     before = {"labelled": labelled.folder if labelled else None, "encoder": start.folder if start else None}
     request = _request(context, "pretrain", digest, data=inputs, **before)
-    return _run(context, request, PretrainedEncoder, data=[prepared for prepared, _ in data])
+    return _registered(context, _run(context, request, PretrainedEncoder, data=[prepared for prepared, _ in data]))
 
 
 @_stage_task("finetune")
@@ -175,10 +181,7 @@ def finetune(encoder: PretrainedEncoder, labelled: PreparedData) -> Outcome[Tune
     context = CONTEXT.get()
     digest = digests.finetune_digest(context.recipe, encoder, labelled)
     request = _request(context, "finetune", digest, encoder=encoder.folder, labelled=labelled.folder)
-    outcome = _run(context, request, TunedModel, data=[labelled])
-    if not outcome.reused:
-        _log_model(context, outcome)
-    return outcome
+    return _registered(context, _run(context, request, TunedModel, data=[labelled]))
 
 
 @_stage_task("evaluate")
@@ -270,20 +273,28 @@ def _summary(title: str, outcome: Outcome[Any]) -> str:
     return f"{title:10s} {how:>12s}   {text}"
 
 
-def _log_model(context: Context, outcome: Outcome[TunedModel]) -> None:
-    """Start logging the tuned model, in a process of its own; the pipeline goes on meanwhile."""
-    if outcome.run_id is None:
-        return
-    command = [sys.executable, "-P", "-m", "infra.log_model", str(context.home.root), str(outcome.folder)]
-    process = subprocess.Popen([*command, outcome.run_id], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    context.logging.append(process)
+def _registered(context: Context, outcome: Outcome[M]) -> Outcome[M]:
+    """Have a model registered in MLflow if it is not, in a process of its own; the pipeline goes on meanwhile."""
+    if context.recipe.compute.registry:
+        client = context.records.client if outcome.run_id is not None else None
+        with discretion(context.recipe.modality):
+            process = registering.begin(context.home.root, outcome.record, outcome.run_id, client)
+        context.registering += [process] if process else []
+    return outcome
 
 
-def finish_logging(context: Context) -> None:
-    """Wait until models are logged; a failure is told and costs nothing else."""
-    for process in context.logging:
-        _, errors = process.communicate()
-        if process.returncode:
-            last = (errors.strip().splitlines() or ["no reason given"])[-1]
-            console.current().line(f"  note: the model is not in MLflow ({last}); its weights are in the home folder")
-    context.logging.clear()
+def finish_registering(context: Context) -> None:
+    """Wait until models are registered; a failure is told and costs nothing else."""
+    for process in context.registering:
+        if why := registering.reason(process):
+            text = f"a model is not in MLflow's registry ({why}); `maeflow runs --sync` tries again"
+            console.current().line(f"  note: {text}")
+    context.registering.clear()
+
+
+def stop_registering(context: Context) -> None:
+    """End what still registers a model: who wants everything to stop is not kept waiting. It is left for later."""
+    for process in context.registering:
+        process.kill()
+        process.communicate()
+    context.registering.clear()

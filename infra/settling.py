@@ -1,21 +1,28 @@
 """MLflow runs whose process is gone: finished where their work was, as after an outage that hid it, else killed."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+from core.records import RECORD_FILE
 from core.workspace import Home
 from infra.mlflow_mirror import Mirror
-from infra.mlflow_runs import last_steps
+from infra.mlflow_runs import last_steps, set_tags
 
 ARTIFACTS = ("record.json", "card.json", "card.md", "results.json", "reconstructions.png", "seconds.json")
 """Files of a finished folder that are copied to its run."""
+INPUTS = ("prepared", "encoder", "model")
+"""Fields of a record that name, by its digest, what the stage began with."""
 
 
 def finish(client: Any, run_id: str, folder: Path) -> None:
-    """Copy the finished folder's artifacts to its run and end that as finished."""
+    """Copy the finished folder's artifacts to its run, tag that with what it began with, and end it as finished."""
     for name in ARTIFACTS:
         if (folder / name).exists():
             client.log_artifact(run_id, str(folder / name))
+    record = json.loads((folder / RECORD_FILE).read_bytes())
+    begun = {f"maeflow.{name}": record[name] for name in INPUTS if isinstance(record.get(name), str)}
+    set_tags(client, run_id, {name: digest for name, digest in begun.items() if digest})
     client.set_terminated(run_id, status="FINISHED")
 
 

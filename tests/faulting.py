@@ -35,7 +35,7 @@ model: {width: 48, depth: 2, heads: 3, decoder: {width: 32, depth: 1, heads: 2}}
 pretrain: {epochs: 2, warmup_epochs: 1, batch: 32, validate_every: 1000, base_lr: 1.0e-3}
 finetune: {epochs: 2, warmup_epochs: 1, batch: 32}
 evaluate: {bootstrap: 100, label_efficiency: {labels_per_class: [5], seeds: [1], steps: 2, batch: 32}}
-compute: {threads: 1, workers: 0, log_every: 5, checkpoint_seconds: 3}
+compute: {threads: 1, workers: 0, log_every: 5, checkpoint_seconds: 3, registry: false}
 """
 CANCELLING = "prefect.flow-run.Cancelling"
 BATCH = 32

@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from broken_images import build, photo
 
 pytestmark = pytest.mark.slow
-SMALL = ["data.size=[16, 16]", "data.patch=[4, 4]", "data.channels=3", "compute.threads=1", "evaluate.bootstrap=20"]
+SMALL = ["data.size=[16, 16]", "data.patch=[4, 4]", "data.channels=3", "compute.threads=1", "evaluate.bootstrap=20",
+         "compute.registry=false"]  # fmt: skip
 
 
 def maeflow(*arguments, home=None, **environment):
@@ -49,7 +50,7 @@ def labelled(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(labelled, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
-    done = maeflow("run", "image/tiny", "--data", labelled, *sets(*SMALL), home=home)
+    done = maeflow("run", "image/tiny", "--data", labelled, *sets(*SMALL, "compute.registry=true"), home=home)
     assert done.returncode == 0, done.stdout + done.stderr
     return home, done
 
@@ -117,8 +118,10 @@ def test_curves_pictures_parameters_and_datasets_are_in_mlflow(finished):
 
 def test_mlflows_own_loader_gives_a_module_that_classifies_a_batch(finished):
     home, _ = finished
-    _, run = first_of(home, "finetune")
-    (model,) = run.outputs.model_outputs
+    client, run = first_of(home, "finetune")
+    logged = [client.get_logged_model(output.model_id) for output in run.outputs.model_outputs]
+    assert {model.name for model in logged} == {"model", "tensor"}
+    (model,) = [model for model in logged if model.name == "tensor"]
     code = (
         "import mlflow, sys, torch\n"
         "mlflow.set_tracking_uri(sys.argv[1])\n"
@@ -134,6 +137,16 @@ def test_mlflows_own_loader_gives_a_module_that_classifies_a_batch(finished):
         env={**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
     )
     assert done.stdout.split("\n")[:4] == ["(1, 2)", "(2, 2)", "(7, 2)", "False"], done.stderr[-2000:]
+
+
+def test_encoder_and_tuned_model_are_registered_from_their_runs(finished):
+    home, _ = finished
+    for stage, name in (("pretrain", "maeflow-image-tiny-encoder"), ("finetune", "maeflow-image-tiny")):
+        client, run = first_of(home, stage)
+        version = client.get_model_version_by_alias(name, "candidate")
+        assert (version.version, version.run_id) in {("1", run.info.run_id), (1, run.info.run_id)}
+        assert version.tags["maeflow.digest"] == run.data.tags["maeflow.digest"]
+    assert not list((home / "runs/registering").glob("*.json"))
 
 
 def test_the_same_command_again_reuses_every_stage(finished, labelled):
@@ -284,6 +297,11 @@ def test_a_checkpoint_of_others_is_tuned_and_evaluated_without_pretraining(finis
         assert "pretrain " not in done.stdout
         assert done.stdout.count("already done") == (4 if done_before else 1)
         assert "eval/top1" in done.stdout
+    words = ["--recipe", "image/tiny", "--data", labelled, "--out", tmp_path / "features.parquet", *sets(*SMALL)]
+    features = maeflow("embed", *begin[:2], *words, home=home)
+    assert features.returncode == 0, features.stdout + features.stderr
+    assert "checkpoint theirs.pth" in features.stdout
+    assert "60 rows (48)" in features.stdout
     (tmp_path / "theirs.pth").write_bytes(b"")
     refused = maeflow(*command, home=home)
     assert refused.returncode == 2

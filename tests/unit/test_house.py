@@ -213,7 +213,7 @@ NOT_AFFECTING = """
 name evaluate.remarks
 compute.device compute.workers compute.processes compute.threads compute.checkpoint_seconds compute.keep
 compute.log_every
-compute.compile compute.deterministic compute.dask
+compute.compile compute.deterministic compute.dask compute.registry
 """.split()
 
 ADDED_LATER = {
