@@ -25,7 +25,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilter,
     WorkPoolFilterName,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
@@ -188,11 +188,24 @@ def _end_dead_flows(prefect: SyncPrefectClient, home: Path) -> None:
         except (ObjectNotFound, ValueError):  # It ran without this server, or is nobody's.
             process.file.unlink(missing_ok=True)
             continue
+        if run.state is not None and of_earlier_attempt(process, run.state):
+            _gone.pop(process.flow_run, None)
+            continue
         if run.state is not None and run.state.type in LIVE and left_to_worker(process, _gone, time.monotonic()):
             continue
         _end(prefect, run, f"its process {process.pid} on {process.host} is gone; {AGAIN}")
         process.file.unlink(missing_ok=True)
         _gone.pop(process.flow_run, None)
+
+
+def of_earlier_attempt(flow: reconcile.FlowProcess, state: State[Any]) -> bool:
+    """Whether a run that is in ``state`` was retried after ``flow`` began, and the new attempt is not known yet.
+
+    An attempt makes itself known after it runs; what is known of it then takes the place of ``flow``.
+    """
+    if state.type == StateType.RUNNING:
+        return state.timestamp.timestamp() > flow.known_since
+    return state.type == StateType.PENDING
 
 
 def left_to_worker(flow: reconcile.FlowProcess, gone: dict[str, float], now: float) -> bool:

@@ -44,6 +44,14 @@ class FlowProcess:
         return self.served and self.parent > 0 and not process_alive(self.parent, self.parent_started)
 
     @property
+    def known_since(self) -> float:
+        """When it made itself known, in seconds since the epoch; 0 if it has ended since."""
+        try:
+            return self.file.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    @property
     def here(self) -> bool:
         """Whether it ran on this machine."""
         return self.host == socket.gethostname()

@@ -107,7 +107,7 @@ def mlflow_server(home: Path, addresses: Addresses, access: Access | None) -> Se
 
 def worker(home: Path, client: Mapping[str, str], pool: str, limit: int | None) -> Service:
     """A process that takes runs from ``pool``, at most ``limit`` at once, and starts one process for each."""
-    command: tuple[str, ...] = ("-m", "prefect", "worker", "start", "--pool", pool, "--name", socket.gethostname())
+    command: tuple[str, ...] = ("-m", "infra.worker", "--pool", pool, "--name", socket.gethostname())
     if limit is not None:
         command = (*command, "--limit", str(limit))
     environment = {

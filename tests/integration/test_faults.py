@@ -121,8 +121,7 @@ def test_cancelled_killed_and_retried_a_run_stays_one_run_with_whole_curves(benc
     assert resumed, run.log()
     os.kill(run.flow_pid, signal.SIGKILL)
     run.reaches("Crashed", seconds=30)
-    ended_in_mlflow(run, "KILLED")
-    run.retry()
+    run.retry()  # While Prefect's worker is still busy with the end of the attempt before.
     run.reaches("Completed")
     assert run.lost()[0] == 0
     assert all(run.resumed_at()[1:])

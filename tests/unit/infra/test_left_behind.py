@@ -4,11 +4,13 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import psutil
+from prefect.states import Cancelling, Pending, Running
 
 from infra import identity, reconcile, stack
-from infra.orchestrator import left_to_worker, unheard
+from infra.orchestrator import left_to_worker, of_earlier_attempt, unheard
 
 PARENT = "import subprocess, sys, time; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); time.sleep(60)"
 
@@ -74,6 +76,17 @@ def test_the_end_of_a_flow_is_told_by_its_living_worker_or_after_a_while(tmp_pat
     assert [left_to_worker(mine, gone, now) for now in (100.0, 129.0, 130.0)] == [True, True, False]
     assert not left_to_worker(replace(mine, parent_started=-1.0), {}, 100.0)  # Its worker is gone as well.
     assert not left_to_worker(replace(mine, served=False), {}, 100.0)
+
+
+def test_a_retry_does_not_end_for_the_process_before_it(tmp_path):
+    reconcile.register(tmp_path, "run", served=True)
+    (flow,) = reconcile.flow_processes(tmp_path)
+    known = datetime.fromtimestamp(flow.file.stat().st_mtime, UTC)
+    before, after = known - timedelta(seconds=4), known + timedelta(seconds=4)
+    assert not of_earlier_attempt(flow, Running(timestamp=before))
+    assert of_earlier_attempt(flow, Running(timestamp=after))
+    assert of_earlier_attempt(flow, Pending(timestamp=after))
+    assert not of_earlier_attempt(flow, Cancelling(timestamp=after))
 
 
 def test_a_cancellation_is_left_to_a_living_worker_for_a_minute(tmp_path):
