@@ -20,6 +20,8 @@ class Account(Config):
     """Numbers in the encoder."""
     matched: int
     """Weights of the encoder that were found."""
+    weights: int
+    """Weights that it has."""
     decoder: str
     """What became of a decoder."""
     head: str
@@ -40,7 +42,7 @@ class Account(Config):
         """The account for people."""
         several = [("changed", text) for text in self.changed] + [("note", text) for text in self.notes]
         rows = [
-            ("encoder", f"{self.matched} of {self.matched} weights found, {self.parameters / 1e6:.1f} M parameters"),
+            ("encoder", f"{self.matched} of {self.weights} weights found, {self.parameters / 1e6:.1f} M parameters"),
             ("decoder", self.decoder),
             *([("head", self.head)] if self.head else []),
             ("left over", listed(self.leftover) or "nothing"),

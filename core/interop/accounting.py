@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from core.config import ModelConfig
+from core.config import ModelConfig, Recipe
 from core.interop.account import Account
 from core.interop.foreign import Foreign
 
@@ -14,23 +14,30 @@ def account_of(
     changed: Sequence[str],
     *,
     inputs: str,
-    wanted: ModelConfig,
+    recipe: Recipe,
     head: str = "",
 ) -> Account:
-    """The account of ``model``, taken over as ``whole``; ``wanted`` is the model that the recipe describes."""
+    """The account of ``model``, taken over as ``whole`` for ``recipe``."""
     encoder = {key: value for key, value in whole.state.items() if key.startswith("encoder.")}
     return Account(
         checkpoint=name,
         layout=model.layout,
         parameters=sum(value.numel() for value in encoder.values()),
-        matched=len(encoder),
+        matched=sum(key in model.state for key in encoder),
+        weights=len(encoder),
         decoder=_decoder(model, whole),
         head=head or _head(model),
         outputs=model.outputs,
         leftover=model.leftover,
         changed=tuple(changed),
         inputs=inputs,
-        notes=(*model.notes, _heads_said(model.model), *_differences(model, wanted)),
+        notes=(
+            *model.notes,
+            *_positions(model),
+            _heads_said(model.model),
+            *_differences(model, recipe.model),
+            *_target(model, recipe),
+        ),
     )
 
 
@@ -46,6 +53,19 @@ def _head(model: Foreign) -> str:
     if not model.outputs:
         return ""
     return f"its head of {model.outputs} outputs is for its own classes; fine-tuning draws one for yours"
+
+
+def _positions(model: Foreign) -> list[str]:
+    if "encoder.pos_embed" in model.state:
+        return []
+    return ["its positions are a fixed table, which the file leaves out; it was computed"]
+
+
+def _target(model: Foreign, recipe: Recipe) -> list[str]:
+    """A decoder that was trained to predict something else has to learn that anew."""
+    if model.norm_pix is None or model.norm_pix is recipe.pretrain.norm_pix:
+        return []
+    return [f"its decoder predicts pixels normalised by {model.norm_pix}, the recipe's by {recipe.pretrain.norm_pix}"]
 
 
 def _heads_said(config: ModelConfig) -> str:

@@ -43,7 +43,7 @@ def adopt(recipe: Recipe, data: PreparedData | None, checkpoint: Place, work: Wo
     whole, changed = adapted(with_final_norm(model), spec, native=own)
     _fits(checkpoint, whole)
     statistics, inputs = _statistics(given if given and given.units == units else None, spec, data, checkpoint)
-    account = account_of(checkpoint.name, model, whole, changed, inputs=inputs, wanted=recipe.model)
+    account = account_of(checkpoint.name, model, whole, changed, inputs=inputs, recipe=recipe)
     _tell(account, work)
     decoder = model.model.decoder if model.has_decoder else recipe.model.decoder
     metadata = {"maeflow": recipe.model_dump_json()}
@@ -89,7 +89,7 @@ def adopt_tuned(
     except NotThis as reason:
         raise UserError(f"checkpoint {checkpoint.name}: {reason}") from None
     inputs = "as of its encoder"
-    _tell(account_of(checkpoint.name, model, whole, changed, inputs=inputs, wanted=recipe.model, head=head), work)
+    _tell(account_of(checkpoint.name, model, whole, changed, inputs=inputs, recipe=recipe, head=head), work)
     metadata = {"maeflow": recipe.model_dump_json()}
     write_bytes(work.folder / TUNED_FILE, to_safetensors(_plain(classifier.state_dict()), metadata))
     return TunedModel(
