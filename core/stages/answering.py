@@ -4,6 +4,7 @@ A file lies in a folder of its own, its owner's alone, as long as it is being re
 nothing is kept.
 """
 
+import atexit
 import os
 import re
 import secrets
@@ -167,6 +168,19 @@ class _Apart:
     def __init__(self, plugin: Modality[Any], seconds: float) -> None:
         self._plugin, self._seconds = plugin, seconds
         self._pool: ProcessPoolExecutor | None = None
+        self._ready().submit(os.getpid)  # The process is there when the first file comes.
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """End the process; it is started again for whoever comes."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+    def _ready(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(1, get_context("spawn"), _start, (os.getpid(),))
+        return self._pool
 
     def read(self, item: Item) -> list[Record]:
         """The records of ``item``.
@@ -175,12 +189,11 @@ class _Apart:
             Unreadable: with the reason, a process that died twice over it included.
         """
         for _ in range(2):  # The process may have died between two files, as with the thread that had started it.
-            self._pool = self._pool or ProcessPoolExecutor(1, get_context("spawn"), _start, (os.getpid(),))
             with tempfile.NamedTemporaryFile() as told:
                 try:
-                    return self._pool.submit(_read_there, item, self._plugin, self._seconds, told.name).result()
+                    return self._ready().submit(_read_there, item, self._plugin, self._seconds, told.name).result()
                 except BrokenProcessPool:
-                    self._pool = None
+                    self.close()
                     if Path(told.name).stat().st_size:
                         raise Unreadable(SLOW.format(seconds=self._seconds)) from None
         raise Unreadable(DIED)
