@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import httpx
 import numpy as np
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 from core.errors import UserError
 from core.records import EvalReport, read_model, read_record, write_record
 from flows.cli import app
-from infra import registering, registry
+from infra import log_model, registering, registry
 from infra.access import Access
 from infra.mlflow_runs import connect
 from infra.services import Addresses, mlflow_server
@@ -70,6 +71,11 @@ class Registered:
 
     def begin(self, folder):
         return registering.begin(self.home, read_model(folder), None, self.client)
+
+    def register(self, folder):
+        """What `registering.start` does, in this process, which then forgets MLflow's address."""
+        with patch.dict(os.environ):
+            log_model.main(self.home, folder, None)
 
     def versions(self, name):
         return self.client.search_model_versions(f"name = '{name}'")
@@ -230,13 +236,11 @@ def test_nothing_is_pickled_and_nothing_unpickled(registered):
 
 def test_killed_and_taken_up_again_there_is_one_of_each(registered):
     """The fixture killed the process of the encoder once; both are asked for again here."""
-    from infra import log_model
-
     kept = [(m.name, m.model_id) for stage in ("pretrain", "finetune") for m in registered.logged(stage)]
     assert sorted(name for name, _ in kept) == ["model", "model", "tensor"]
     for folder, name in ((registered.tuned, NAME), (registered.encoder, f"{NAME}-encoder")):
         assert registered.begin(folder) is None
-        log_model.main(registered.home, folder, None)
+        registered.register(folder)
         assert [v.tags["maeflow.digest"] for v in registered.versions(name)] == [folder.name]
     assert kept == [(m.name, m.model_id) for stage in ("pretrain", "finetune") for m in registered.logged(stage)]
     assert not list(registering.waiting(registered.home))
@@ -244,13 +248,11 @@ def test_killed_and_taken_up_again_there_is_one_of_each(registered):
 
 
 def test_a_registration_that_was_cut_short_behind_the_version_gets_its_alias(registered):
-    from infra import log_model
-
     name, record = f"{NAME}-encoder", read_model(registered.encoder)
     version = registry.find(registered.client, record)
     registered.client.delete_registered_model_alias(name, "candidate")
     registered.client.delete_model_version_tag(name, version.version, registry.WHOLE)
-    log_model.main(registered.home, registered.encoder, None)
+    registered.register(registered.encoder)
     assert registered.client.get_model_version_by_alias(name, "candidate").version == version.version
     assert registry.is_whole(registry.find(registered.client, record))
 
