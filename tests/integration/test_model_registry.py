@@ -224,11 +224,15 @@ print(model.predict(pandas.DataFrame([{"file": open(sys.argv[3], "rb").read()}])
 """
 
 
-def test_nothing_is_pickled_and_nothing_unpickled(registered):
+def test_nothing_is_pickled(registered):
     for name in (NAME, f"{NAME}-encoder"):
         files = [file.name for file in registered.folder_of(registered.versions(name)[0]).rglob("*")]
         assert "served.py" in files
         assert not [file for file in files if file.endswith((".pkl", ".pickle", ".pt", ".pth", ".bin"))]
+
+
+@pytest.mark.long
+def test_nothing_is_unpickled(registered):
     words = [sys.executable, "-c", AUDIT, registered.address, f"models:/{NAME}/1", str(registered.jpeg)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment(), timeout=200)
     assert done.stdout.splitlines()[-1:] == ["[None] []"], done.stdout + done.stderr
@@ -258,7 +262,8 @@ def test_a_registration_that_was_cut_short_behind_the_version_gets_its_alias(reg
 
 
 def test_promote_shows_both_tests_and_moves_the_champion(registered):
-    assert f"models:/{NAME}@champion is version 1" in maeflow("promote", NAME, home=registered.home)
+    first = CliRunner().invoke(app, ["promote", NAME, "--home", str(registered.home)])
+    assert f"models:/{NAME}@champion is version 1" in first.output
     old, home = read_model(registered.tuned), registered.home
     new = old.model_copy(update={"digest": "9" * 16})
     source = registered.versions(NAME)[0].source.removeprefix("models:/")
