@@ -14,7 +14,7 @@ from core.config import ModelConfig
 from core.errors import NotThis
 from core.interop import building
 from core.interop.facebook_mae import FacebookMae
-from core.interop.foreign import Foreign, Preprocessing
+from core.interop.foreign import Checkpoint, Foreign, Preprocessing
 from core.interop.timm import Timm
 from core.model.mae import Encoder, MaskedAutoencoder
 from core.model.patches import PatchSpec
@@ -151,12 +151,47 @@ def test_gated_mlps_and_dinov2s_are_refused_by_name(tmp_path):
             {"architecture": ARCHITECTURE, "model_args": {**SIZES, "global_pool": "avg", "fc_norm": False}},
             "with the norm elsewhere",
         ),
+        ({"architecture": "vit_base_patch16_rpn_224", "model_args": SIZES}, r"blocks\.0 is timm's ResPostBlock"),
+        ({"architecture": ARCHITECTURE, "model_args": SIZES | {"attn_layer": "diff"}}, "is timm's DiffAttention"),
+        ({"architecture": ARCHITECTURE, "model_args": SIZES | {"pos_embed": "none"}}, "a model without pos_embed"),
+        ({"architecture": ARCHITECTURE, "model_args": SIZES | {"qk_norm": True}}, "which it lacks"),
+        ({"architecture": 5}, "architecture 5, which should be text"),
+        ({"architecture": "hf-hub:someone/some"}, "no such architecture"),
+        ({"architecture": "local-dir:/etc"}, "no such architecture"),
+        ({"architecture": ARCHITECTURE, "model_args": [1]}, "model_args .1., which should be an object"),
+        ({"architecture": ARCHITECTURE, "model_args": {"features_only": True}}, "no file is allowed to give"),
+        ({"architecture": ARCHITECTURE, "model_args": {"depth": "x"}}, "depth 'x', which should be a size"),
+        ({"architecture": ARCHITECTURE, "model_args": {"depth": 10**6}}, "depth 1000000, which should be a size"),
+        ({"architecture": ARCHITECTURE, "model_args": SIZES | {"embed_dim": 47}}, "timm cannot build"),
+        ({"architecture": ARCHITECTURE, "model_args": SIZES | {"norm_layer": "evil"}}, "timm cannot build"),
+        ({"architecture": ARCHITECTURE, "model_args": SIZES, "pretrained_cfg": [1]}, "pretrained_cfg .1., which"),
+        ({"architecture": ARCHITECTURE, "model_args": SIZES, "mean": "abc"}, "mean 'abc', which should be a list"),
+        ({"architecture": ARCHITECTURE, "model_args": SIZES, "std": [1, 0, 1], "mean": [1, 1, 1]}, "numbers above 0"),
+        ({"architecture": ARCHITECTURE, "model_args": SIZES, "label_names": 5}, "which should be a list of names"),
+        ({"architecture": ARCHITECTURE, "model_args": SIZES, "num_classes": []}, "which should be a whole number"),
     ],
 )
 def test_configurations_that_do_not_fit_are_refused(tmp_path, config, why):
     state = model_of(num_classes=5).state_dict()
     with pytest.raises(NotThis, match=why):
         LAYOUT.read(opened(tmp_path, state, {"num_classes": 5, **config}))
+
+
+def test_a_configuration_opens_no_other_file(tmp_path, monkeypatch):
+    """timm's own loader would read it: by ``torch.load``, and not for weights alone."""
+    torch.save(model_of().state_dict(), tmp_path / "other.pth")
+    opens = []
+    monkeypatch.setattr(torch, "load", lambda *a, **k: opens.append(a))
+    arguments = SIZES | {"checkpoint_path": str(tmp_path / "other.pth")}
+    with pytest.raises(NotThis, match="argument 'checkpoint_path', which no file is allowed to give"):
+        LAYOUT.read(Checkpoint("x", model_of().state_dict(), {"architecture": ARCHITECTURE, "model_args": arguments}))
+    assert not opens
+
+
+def test_what_counts_in_training_alone_is_left_away():
+    arguments = SIZES | {"drop_path_rate": 0.1, "weight_init": "skip", "class_token": None}
+    config = {"architecture": ARCHITECTURE, "num_classes": 0, "model_args": arguments}
+    assert LAYOUT.read(Checkpoint("x", model_of().state_dict(), config)).geometry == SPEC
 
 
 def test_a_decoder_never_reaches_timm():
