@@ -10,6 +10,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ STRANGERS: tuple[tuple[bytes, str], ...] = (
     (b"\x93NUMPY", "it is one NumPy array; save all of them by name as safetensors"),
     (b"\x1f\x8b", "it is compressed by gzip; unpack it first"),
 )
+PLAN = 64 * 1024**2
+"""Most bytes of the pickle that says how tensors lie in a file; those of large models have a few hundred thousand."""
+PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WEIGHT = re.compile(r"(weight|bias|tokens?|embed\w*)$")
+"""What names of weights end in, and those of buffers of whole numbers do not."""
 CONVERT = (
     "nothing in it was run; where you trust who made it, write its tensors to safetensors yourself: "
     "`safetensors.torch.save_file({name: tensor, ...}, 'weights.safetensors')`, and use that file"
@@ -88,11 +94,13 @@ def _reader_of(file: Path, start: bytes) -> Callable[[Path], Any] | None:
 
 
 def _look_into_archive(file: Path) -> None:
-    """Refuse archives that are no weights."""
+    """Refuse archives that are no weights, or that would grow when they are read."""
     try:
-        names = zipfile.ZipFile(file).namelist()
-    except (zipfile.BadZipFile, OSError, ValueError):
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         raise NotThis(f"it is cut short or damaged ({file.stat().st_size} bytes); {AGAIN}") from None
+    names = [member.filename for member in members]
     ends = {name.partition("/")[2] for name in names}
     if "constants.pkl" in ends or any(end.startswith("code/") for end in ends):
         raise NotThis(
@@ -106,6 +114,12 @@ def _look_into_archive(file: Path) -> None:
         raise NotThis("it is an archive of NumPy arrays; save them by name as safetensors")
     if "data.pkl" not in ends:
         raise NotThis("it is a zip archive without weights in it; unpack it and name the file")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise NotThis(
+            "it was zipped again, and torch.save never compresses; unpack it and save it anew with torch.save"
+        )
+    if any(member.file_size > PLAN for member in members if member.filename.endswith("data.pkl")):
+        raise NotThis(f"what says how its tensors lie has more than {PLAN >> 20} MiB, which no file of weights needs")
 
 
 def _unpickled(file: Path, reader: Callable[[Path], Any]) -> Any:
@@ -139,10 +153,16 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError, ValueError) as error:
         reason = str(error).partition(":")[2].strip() or "damaged"
         raise NotThis(f"it is a safetensors file that is cut short or damaged ({reason}); {AGAIN}") from None
-    try:
-        return state, {"maeflow": json.loads(about)} if about else {}
-    except ValueError:
-        raise NotThis("what it says of itself is damaged") from None
+    return state, {"maeflow": _own_words(about)} if about else {}
+
+
+def _own_words(text: str) -> dict[str, Any]:
+    """What a file of ours says of itself: a recipe, or recipe and record."""
+    with suppress(ValueError, RecursionError):
+        found = json.loads(text)
+        if isinstance(found, dict) and isinstance(found.get("recipe", {}), dict):
+            return found
+    raise NotThis(f"what it says of itself is damaged; {AGAIN}")
 
 
 def _tensors(found: Any) -> dict[str, Tensor]:
@@ -172,8 +192,13 @@ def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _sound(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Refuse tensors that no model of ours can hold, or that are not finite."""
     for name, value in state.items():
-        if value.is_quantized or value.layout is not torch.strided or value.is_complex():
-            raise NotThis(f"its {name} is quantised, sparse or complex; plain weights are needed")
+        if value.is_quantized or value.layout is not torch.strided or value.is_complex() or value.is_meta:
+            raise NotThis(f"its {name} is quantised, sparse, complex or without values; plain weights are needed")
+        if value.dtype not in PRECISIONS and (value.is_floating_point() or WEIGHT.search(name)):
+            kind = str(value.dtype).removeprefix("torch.")
+            raise NotThis(f"its {name} holds numbers of the kind {kind}; weights of 16, 32 or 64 bits are needed")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise NotThis(f"its {name} repeats the values it holds; save a copy of it with `tensor.clone()`")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise NotThis(f"its {name} holds values that are not finite: the training that wrote it had failed")
     return state

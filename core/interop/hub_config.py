@@ -5,34 +5,39 @@ from typing import Any
 
 from core.config import NormPix
 from core.errors import NotThis
+from core.interop import said
 from core.interop.foreign import Foreign, Preprocessing
 from core.interop.layout import Heads
 
 GREY = 1 / 255
 """What values of bytes are multiplied with for values between 0 and 1."""
+PROCESSOR = "preprocessor_config.json"
 
 
 def preprocessing_in(processor: Mapping[str, Any], channels: int) -> Preprocessing | None:
-    """Statistics for values between 0 and 1; None where the file says nothing, or something else than a scale."""
+    """Statistics for values between 0 and 1; None where the file says nothing, or something else than a scale.
+
+    Raises:
+        NotThis: if they are no numbers to divide by.
+    """
     if not processor or processor.get("offset"):
         return None
-    scale = processor.get("rescale_factor", GREY) if processor.get("do_rescale", True) else 1.0
+    unit = 255 * (said.number(processor, "rescale_factor", GREY, PROCESSOR) if processor.get("do_rescale", True) else 1)
     mean, std = (0.0,) * channels, (1.0,) * channels
     if processor.get("do_normalize", True):
-        mean, std = (_each(processor.get(f"image_{kind}"), channels) for kind in ("mean", "std"))
+        mean, std = (_each(said.numbers(processor, f"image_{kind}", PROCESSOR), channels) for kind in ("mean", "std"))
     if not mean or not std:
         return None
-    unit = 255 * scale
+    if unit <= 0 or min(std) <= 0:
+        raise NotThis(f"its {PROCESSOR} says a scale or a deviation that is not above 0")
     shifts, scales = (tuple(round(value / unit, 9) for value in values) for values in (mean, std))
-    return Preprocessing("unit", shifts, scales, "its preprocessor_config.json")
+    return Preprocessing("unit", shifts, scales, f"its {PROCESSOR}")
 
 
-def _each(values: float | Sequence[float] | None, channels: int) -> tuple[float, ...]:
-    """One number for each channel; empty where they do not fit."""
-    if values is None:
-        return ()
-    given = tuple(values) if isinstance(values, Sequence) else (values,) * channels
-    return given if len(given) == channels else ()
+def _each(given: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """One number for each channel, or one for all; empty where they do not fit."""
+    every = given * channels if len(given) == 1 else given
+    return every if len(every) == channels else ()
 
 
 def check_agreement(config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -42,10 +47,10 @@ def check_agreement(config: Mapping[str, Any], facts: Mapping[str, Any]) -> None
         NotThis: with the setting.
     """
     for key, found in facts.items():
-        said = config.get(key)
-        if said is not None and (sizes(said) != sizes(found) if key == "patch_size" else said != found):
+        told = config.get(key)
+        if told is not None and (sizes(told, key) != sizes(found) if key == "patch_size" else told != found):
             raise NotThis(
-                f"its config.json says {key} {said} where its weights have {found}: they do not belong together"
+                f"its config.json says {key} {told} where its weights have {found}: they do not belong together"
             )
 
 
@@ -71,10 +76,16 @@ def check_biases(config: Mapping[str, Any], key: str, *, found: bool) -> None:
         )
 
 
-def sizes(value: Any) -> tuple[int, int]:
-    """Height and width out of one number or two."""
-    rows, columns = value if isinstance(value, list | tuple) else (value, value)
-    return int(rows), int(columns)
+def sizes(value: Any, key: str = "image_size") -> tuple[int, int]:
+    """Height and width out of one number or two, which a file has under ``key``.
+
+    Raises:
+        NotThis: if it is something else.
+    """
+    several = tuple(value) if isinstance(value, list | tuple) else (value, value)
+    if len(several) != 2 or not all(said.is_whole(extent, 1, said.MOST) for extent in several):
+        raise said.wrong(key, value, "one size or two")
+    return several
 
 
 def one_or_two(extents: Sequence[int]) -> int | list[int]:
@@ -84,7 +95,7 @@ def one_or_two(extents: Sequence[int]) -> int | list[int]:
 
 def classes_in(config: Mapping[str, Any], outputs: int) -> tuple[str, ...]:
     """Names of a head's outputs in their order; empty where nobody has named them."""
-    names = config.get("id2label") or {}
+    names = said.inner(config, "id2label")
     ordered = tuple(str(names.get(str(number), names.get(number, ""))) for number in range(outputs))
     generic = all(name == f"LABEL_{number}" for number, name in enumerate(ordered))
     return ordered if outputs and len(names) == outputs and all(ordered) and not generic else ()
@@ -133,8 +144,13 @@ def facts(model: Foreign) -> dict[str, Any]:
 def heads_said(config: Mapping[str, Any]) -> Heads:
     """Heads of encoder and decoder."""
     heads: Heads = {}
-    if "num_attention_heads" in config:
-        heads["heads"] = config["num_attention_heads"]
-    if "decoder_num_attention_heads" in config:
-        heads["decoder_heads"] = config["decoder_num_attention_heads"]
+    if own := said.whole(config, "num_attention_heads", 0):
+        heads["heads"] = own
+    if decoders := said.whole(config, "decoder_num_attention_heads", 0):
+        heads["decoder_heads"] = decoders
     return heads
+
+
+def eps_said(config: Mapping[str, Any]) -> float:
+    """What layer norms add to the variance; the default is transformers' own."""
+    return said.number(config, "layer_norm_eps", 1e-12)

@@ -49,7 +49,10 @@ class Own(Layout):
             known = (TunedModel if record.get("stage") == "finetune" else PretrainedEncoder).model_validate(record)
         except (ValidationError, AttributeError):
             raise NotThis("the record beside its weights is of no version of maeflow that is known here") from None
-        return _foreign(checkpoint.state, known, said.get("recipe", {}))
+        try:
+            return _foreign(checkpoint.state, known, said.get("recipe", {}))
+        except ValueError as error:
+            raise NotThis(f"the record beside its weights is damaged: {error}") from None
 
     def write(self, model: Foreign) -> dict[str, Tensor]:
         """The encoder, and its head, under timm's names; encoder and decoder apart where there is a decoder."""
@@ -107,7 +110,7 @@ def _without_record(state: State, recipe: Mapping[str, Any], hint: Hint | None) 
     weights, leftover = _named(state)
     try:
         model = ModelConfig.model_validate(recipe["model"])
-    except (ValidationError, KeyError):
+    except (ValidationError, KeyError, TypeError):
         raise NotThis("the recipe in it is of no version of maeflow that is known here") from None
     table, projection = (weights.get(f"encoder.{name}") for name in ("pos_embed", "patch_embed.proj.weight"))
     if table is None or projection is None:

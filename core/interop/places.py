@@ -133,9 +133,11 @@ def weights_at(path: Path) -> list[Path]:
 
 
 def _parts(folder: Path, index: Mapping[str, Any]) -> list[Path]:
-    names = sorted(set(index.get("weight_map", {}).values()))
+    parts = index.get("weight_map")
+    names = list(parts.values()) if isinstance(parts, Mapping) else []
     if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
         raise NotThis("its index of parts is damaged")
+    names = sorted(set(names))
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise NotThis(f"its part {missing[0]} is missing ({len(missing)} of {len(names)}); {AGAIN}")
     return [folder / name for name in names]

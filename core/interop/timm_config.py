@@ -166,6 +166,9 @@ def preprocessing_said(config: Mapping[str, Any], channels: int) -> Preprocessin
         NotThis: if they are no numbers to divide by.
     """
     given = said.inner(config, "pretrained_cfg") or config
+    for key in ("mean", "std"):
+        if said.is_number(given.get(key)):
+            raise said.wrong(key, given[key], "a list of numbers")
     mean, std = said.numbers(given, "mean"), said.numbers(given, "std")
     if len(mean) != channels or len(std) != channels:
         return None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from core.config import NormPix
 from core.errors import NotThis
+from core.interop import said
 from core.interop.facebook_mae import imagenet
 from core.interop.foreign import Checkpoint, Foreign, Hint, architecture, patch_geometry
 from core.interop.hub_config import (
@@ -19,6 +20,7 @@ from core.interop.hub_config import (
     check_biases,
     classes_in,
     common,
+    eps_said,
     facts,
     heads_said,
     preprocessing_in,
@@ -91,7 +93,7 @@ class TransformersVideoMae(Layout):
                 **(heads_said(config) or hinted_heads(hint, state)),
                 decoder_head_width=64,
                 positions="sincos_joint",
-                norm_eps=config.get("layer_norm_eps", 1e-12),
+                norm_eps=eps_said(config),
                 last_norm_eps=LAST_EPS,
             ),
             geometry,
@@ -171,8 +173,8 @@ def configured_clips(config: Any, state: dict[str, Tensor]) -> tuple[PatchSpec, 
     """The geometry that ``config.json`` says; None where there is none."""
     if not config:
         return None
-    size = (config.get("num_frames", 16), *sizes(config.get("image_size", 224)))
+    size = (said.whole(config, "num_frames", 16), *sizes(config.get("image_size", 224)))
     patch = tuple(state["encoder.patch_embed.proj.weight"].shape[2:])
-    if any(extent % p for extent, p in zip(size, patch, strict=True)):
+    if not all(size) or any(extent % p for extent, p in zip(size, patch, strict=True)):
         raise NotThis(f"its config.json says clips of {size}, no multiple of its patches of {patch}")
     return patch_geometry(state, tuple(extent // p for extent, p in zip(size, patch, strict=True))), ()

@@ -166,6 +166,7 @@ def test_gated_mlps_and_dinov2s_are_refused_by_name(tmp_path):
         ({"architecture": ARCHITECTURE, "model_args": SIZES | {"norm_layer": "evil"}}, "timm cannot build"),
         ({"architecture": ARCHITECTURE, "model_args": SIZES, "pretrained_cfg": [1]}, "pretrained_cfg .1., which"),
         ({"architecture": ARCHITECTURE, "model_args": SIZES, "mean": "abc"}, "mean 'abc', which should be a list"),
+        ({"architecture": ARCHITECTURE, "model_args": SIZES, "mean": 5}, "mean 5, which should be a list"),
         ({"architecture": ARCHITECTURE, "model_args": SIZES, "std": [1, 0, 1], "mean": [1, 1, 1]}, "numbers above 0"),
         ({"architecture": ARCHITECTURE, "model_args": SIZES, "label_names": 5}, "which should be a list of names"),
         ({"architecture": ARCHITECTURE, "model_args": SIZES, "num_classes": []}, "which should be a whole number"),

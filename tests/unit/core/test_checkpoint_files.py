@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import pickle
+import re
 import zipfile
 
 import numpy as np
@@ -16,9 +17,10 @@ from core.config import ModelConfig
 from core.errors import NotThis, UserError
 from core.interop import building
 from core.interop.files import open_checkpoint
-from core.interop.foreign import Hint
+from core.interop.foreign import Foreign, Hint
 from core.interop.layouts import recognise
 from core.interop.places import fingerprint, located
+from core.interop.transformers_vit import TransformersVit
 from core.model.mae import Encoder
 from core.model.patches import PatchSpec
 from core.recipes import resolve
@@ -123,6 +125,28 @@ def arrays(file, folder):
     np.savez(file.open("wb"), a=np.zeros(3))
 
 
+def zipped_again(file, folder, *, plan=None):
+    """As archives that were unpacked and packed by something else; their plan can be made to grow."""
+    torch.save(weights(), file.with_suffix(".whole"))
+    with zipfile.ZipFile(file.with_suffix(".whole")) as given, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
+        for name in given.namelist():
+            made.writestr(name, plan if plan and name.endswith("data.pkl") else given.read(name))
+
+
+def large_plan(file, folder):
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + b"N0" * (33 << 20))
+        archive.writestr("archive/version", "3")
+
+
+def in_precision(file, dtype):
+    save_file({name: (100 * value).to(dtype) for name, value in weights().items()}, file)
+
+
+def buffer_on_nothing(file, folder):
+    torch.save(weights() | {"norm.bias": torch.zeros(32, device="meta")}, file)
+
+
 WRONG = {
     "random bytes": (
         lambda f, _: f.write_bytes(np.random.default_rng(0).bytes(5000)),
@@ -156,6 +180,20 @@ WRONG = {
     "a web page": (lambda f, _: f.write_text("<!doctype html><title>404</title>"), "a web page"),
     "JSON": (lambda f, _: f.write_text('{"model_type": "vit_mae"}'), "JSON text"),
     "gzip": (lambda f, _: f.write_bytes(gzip.compress(b"x" * 100)), "gzip"),
+    "zipped again": (zipped_again, "zipped again, and torch.save never compresses"),
+    "a bomb": (lambda f, d: zipped_again(f, d, plan=b"\x80\x02" + b"N0" * (16 << 20) + b"N."), "zipped again"),
+    "a plan without end": (large_plan, "has more than 64 MiB"),
+    "weights of 8 bits": (lambda f, _: in_precision(f, torch.float8_e4m3fn), "of the kind float8_e4m3fn; weights of"),
+    "whole numbers": (lambda f, _: in_precision(f, torch.int32), "of the kind int32; weights of 16, 32 or 64 bits"),
+    "values that are repeated": (
+        lambda f, _: torch.save(weights() | {"norm.bias": torch.zeros(1).expand(1 << 40)}, f),
+        "norm.bias repeats the values it holds",
+    ),
+    "nothing behind a name": (buffer_on_nothing, "without values"),
+    "a recipe without end": (lambda f, _: save_file(weights(), f, {"maeflow": "[" * 100_000}), "of itself is damaged"),
+    "a list for a recipe": (lambda f, _: save_file(weights(), f, {"maeflow": "[1]"}), "of itself is damaged"),
+    "a number for a recipe": (lambda f, _: save_file(weights(), f, {"maeflow": '{"recipe": 5}'}), "itself is damaged"),
+    "no recipe": (lambda f, _: save_file(weights(), f, {"maeflow": '{"model": 5}'}), "no version of maeflow"),
     "HDF5": (lambda f, _: f.write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 100), "HDF5"),
     "GGUF": (lambda f, _: f.write_bytes(b"GGUF" + b"\0" * 100), "GGUF"),
 }
@@ -215,6 +253,69 @@ def test_weights_in_parts_are_put_together(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
     with pytest.raises(NotThis, match="index of parts is damaged"):
         open_checkpoint(tmp_path, "parts")
+
+
+@pytest.mark.parametrize(
+    "index", [{"weight_map": [1]}, {"weight_map": {"a": ["x"]}}, {"weight_map": {"a": 1, "b": "c"}}], ids=str
+)
+def test_an_index_of_other_types_is_damaged(tmp_path, index):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="checkpoint x: its index of parts is damaged"):
+        fingerprint(Place(name="x", path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("record", [5, [], {}, {"stage": "pretrain"}, {"stage": "finetune", "geometry": 5}], ids=str)
+def test_records_of_other_types_are_refused(tmp_path, record):
+    save_file(weights(), tmp_path / "encoder.safetensors", {"maeflow": json.dumps({"recipe": {}, "record": record})})
+    with pytest.raises(NotThis, match="the record beside its weights is of no version of maeflow"):
+        read_whole(tmp_path)
+    (tmp_path / "record.json").write_text(json.dumps({"stage": 5}))
+    save_file(weights(), tmp_path / "encoder.safetensors", {"maeflow": "[1]"})
+    with pytest.raises(NotThis, match="what it says of itself is damaged"):
+        read_whole(tmp_path)
+
+
+def test_buffers_of_whole_numbers_that_nobody_uses_may_stay(tmp_path):
+    others = {"position_ids": torch.arange(16), "num_batches_tracked": torch.tensor(3)}
+    save_file(weights() | others, tmp_path / "encoder.safetensors")
+    assert read_whole(tmp_path).leftover == ("num_batches_tracked", "position_ids")
+
+
+VIT = {"model_type": "vit", "image_size": 16, "patch_size": 4, "hidden_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("beside", "why"),
+    [
+        ({"image_size": "abc"}, "config.json says image_size 'abc', which should be one size or two"),
+        ({"image_size": [16, 16, 16]}, "one size or two"),
+        ({"patch_size": ["a", 4]}, "says patch_size"),
+        ({"num_attention_heads": "two"}, "which should be a whole number"),
+        ({"layer_norm_eps": [1]}, "which should be a number"),
+        ({"layer_norm_eps": 10**400}, "which should be a number"),
+        ({"id2label": [1]}, "which should be an object"),
+        ({"hidden_size": {}}, "do not belong together"),
+        ({"processor": {"image_mean": "abc"}}, "preprocessor_config.json says image_mean 'abc'"),
+        ({"processor": {"image_mean": [0.5, None, 0.5], "image_std": 0.5}}, "a list of numbers"),
+        ({"processor": {"image_mean": 0.5, "image_std": 0}}, "not above 0"),
+        ({"processor": {"rescale_factor": "a"}}, "which should be a number"),
+    ],
+    ids=str,
+)
+def test_a_configuration_of_other_types_is_refused_with_what_it_says(tmp_path, beside, why):
+    model = Encoder(SPEC, MODEL).state_dict()
+    state = {f"encoder.{name}": value for name, value in model.items()}
+    save_file(TransformersVit().write(Foreign("", state, MODEL, SPEC)), tmp_path / "model.safetensors")
+    config = VIT | {key: value for key, value in beside.items() if key != "processor"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(beside.get("processor", {})))
+    with pytest.raises(NotThis, match=re.escape(why)):
+        read_whole(tmp_path)
+
+
+def read_whole(path):
+    found = open_checkpoint(path, "given")
+    return recognise(found).read(found, HINT)
 
 
 def test_a_folder_with_several_files_asks_which(tmp_path):
