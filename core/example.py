@@ -27,7 +27,7 @@ def find(folder: Path, out: Path) -> Path | None:
     from core.testing.subject import sample_source
 
     record = read_model(folder)
-    answers = Answers(folder, "cpu")
+    answers = Answers(folder, "cpu", here=True)
     plugin = plugin_for(recipe_of(folder / record.weights), "evaluate")
     plugin.secret = b"example"
     with tempfile.TemporaryDirectory(prefix="maeflow-example-") as made:

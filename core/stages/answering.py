@@ -48,19 +48,21 @@ class Sent:
 class Answers:
     """Holds a model in memory; safe to be called from several threads, which take turns."""
 
-    def __init__(self, folder: Path, device: str = "auto") -> None:
+    def __init__(self, folder: Path, device: str = "auto", *, here: bool = False) -> None:
         """Load what is in the ``folder`` of a finished stage: its record and its weights.
+
+        With ``here`` this process reads files whatever the plugin says, and may be ended by one.
 
         Raises:
             UserError: if there is none, its plugin is not installed, or this machine has no such device.
         """
         recipe = recipe_of(folder / read_model(folder).weights)
         self._model = ready(folder, configure(recipe.compute.model_copy(update={"device": device})))
-        self._evaluate, self._seconds = recipe.evaluate, recipe.prepare.seconds_per_item
-        self._micro = recipe.finetune.micro
+        self._evaluate, self._micro = recipe.evaluate, recipe.finetune.micro
         if self._model.plugin.info.private:
             self._model.plugin.secret = secrets.token_bytes(32)  # Names made by it are told to nobody.
-        self._apart = _Apart(self._model.plugin, self._seconds) if self._model.plugin.read_apart else None
+        apart = self._model.plugin.read_apart and not here
+        self._apart = _Apart(self._model.plugin, recipe.prepare.seconds_per_item) if apart else None
         self._turn = threading.Lock()
 
     @property
