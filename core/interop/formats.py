@@ -4,16 +4,16 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 
 from core.errors import NotThis, UserError
 from core.interop import graphs
 from core.interop.layout import Layout
 from core.interop.model_card import Written
-from core.interop.own import METADATA, WHOLE
+from core.interop.own import METADATA, WHOLE, weights_in
 from core.interop.serving import load_classifier, load_encoder
 from core.interop.subject import Subject, as_json
+from core.records import read_model
 from core.workspace import write_bytes, write_text
 
 WEIGHTS = "model.safetensors"
@@ -54,7 +54,8 @@ def safetensors(subject: Subject, folder: Path) -> Written:
         source = subject.folder / WHOLE
     about = {"recipe": subject.said_recipe, "record": subject.record.model_dump(mode="json")}
     # One entry alone, since safetensors writes several in random order.
-    data = to_safetensors(load_file(source), {METADATA: json.dumps(about, sort_keys=True)})
+    state = weights_in(source, read_model(subject.folder), subject.record)
+    data = to_safetensors(state, {METADATA: json.dumps(about, sort_keys=True)})
     write_bytes(folder / WEIGHTS, data)
     notes = ["The names are timm's for the encoder and its head; the metadata hold recipe and record."]
     if subject.with_decoder:

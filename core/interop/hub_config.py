@@ -95,8 +95,8 @@ def one_or_two(extents: Sequence[int]) -> int | list[int]:
 
 def classes_in(config: Mapping[str, Any], outputs: int) -> tuple[str, ...]:
     """Names of a head's outputs in their order; empty where nobody has named them."""
-    names = said.inner(config, "id2label")
-    ordered = tuple(str(names.get(str(number), names.get(number, ""))) for number in range(outputs))
+    names = {str(key): name for key, name in said.inner(config, "id2label").items()}
+    ordered = tuple(str(names.get(str(number), "")) for number in range(outputs))
     generic = all(name == f"LABEL_{number}" for number, name in enumerate(ordered))
     return ordered if outputs and len(names) == outputs and all(ordered) and not generic else ()
 

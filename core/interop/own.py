@@ -15,13 +15,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from core.config import ModelConfig, NormPix
+from core.config import ModelConfig, NormPix, Recipe
 from core.errors import NotThis, UserError
 from core.interop.foreign import Checkpoint, Foreign, Hint, Preprocessing, State, patch_geometry
 from core.interop.layout import Layout, grid_of
-from core.model.patches import PatchSpec
+from core.model.regrid import geometry_of, on_grid, spec_of
+from core.recipes import resolve
 from core.records import PretrainedEncoder, TunedModel, read_model
-from core.registry import plugin_info
+from core.registry import plugin_for, plugin_info
 
 METADATA = "maeflow"
 """Key of what a file of weights says of itself."""
@@ -62,15 +63,47 @@ class Own(Layout):
 
 
 def foreign_of(folder: Path) -> Foreign:
-    """The model of a finished stage's ``folder``; of an encoder with the decoder, where it is there.
+    """The model of a finished stage's ``folder`` as evaluation sees it, with a decoder if there is one.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is none, or its plugin is not installed.
     """
     record = read_model(folder)
     file = folder / WHOLE if (folder / WHOLE).is_file() else folder / record.weights
-    said = said_by(file)
-    return _foreign(load_file(file), record, said.get("recipe", said))
+    seen, recipe = evaluated(record, folder)
+    return _foreign(weights_in(file, record, seen), seen, recipe.model_dump(mode="json"))
+
+
+def evaluated(record: ModelRecord, folder: Path) -> tuple[ModelRecord, Recipe]:
+    """The record of the model in ``folder`` with the inputs that evaluation gives it, and its recipe.
+
+    A checkpoint that was taken over keeps the grid it came with, and each stage brings its positions to its own inputs.
+
+    Raises:
+        UserError: if the weights do not say by which recipe they were made, or its plugin is not installed.
+    """
+    said = said_by(folder / record.weights)
+    if not said:
+        raise UserError(f"{folder / record.weights} does not say by which recipe it was made; name another folder")
+    recipe = resolve(said.get("recipe", said), f"in {record.weights}")
+    if isinstance(record, TunedModel):
+        return record, recipe
+    spec, old = plugin_for(recipe, "evaluate", recipe.pretrain.input_shape).patches(), spec_of(record.geometry)
+    changes: dict[str, Any] = {"geometry": geometry_of(spec)}
+    if spec.grid != old.grid and record.model.other_size == "stretch":  # What is resampled is no fixed table any more.
+        changes["model"] = record.model.model_copy(update={"positions": "learned"})
+    return record.model_copy(update=changes), recipe
+
+
+def weights_in(file: Path, record: ModelRecord, seen: ModelRecord) -> dict[str, Tensor]:
+    """The weights in a ``file`` of ``record``'s folder, with positions for the inputs that ``seen`` has."""
+    state: dict[str, Tensor] = load_file(file)
+    if isinstance(record, PretrainedEncoder):
+        width, decoder = record.model.width, record.model.decoder.width
+        tables = {"pos_embed": width, "encoder.pos_embed": width, "decoder.pos_embed": decoder}
+        for name in state.keys() & tables.keys():
+            state[name] = on_grid(state[name], record, spec_of(seen.geometry), tables[name])
+    return state
 
 
 def said_by(weights: Path) -> dict[str, Any]:
@@ -96,7 +129,7 @@ def _foreign(state: State, record: ModelRecord, recipe: Mapping[str, Any]) -> Fo
         Own.name,
         weights,
         record.model,
-        PatchSpec(geometry.channels, geometry.input_shape, geometry.patch_shape),
+        spec_of(geometry),
         Preprocessing(units_of(record.modality), statistics.mean, statistics.std, "its own record"),
         _norm_pix(recipe) if "decoder.pred.weight" in weights else None,
         classes=classes,

@@ -6,9 +6,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from core.interop.own import evaluated, weights_in
 from core.model.heads import Head
 from core.model.mae import Encoder
-from core.model.patches import PatchSpec
+from core.model.regrid import spec_of
 from core.model.segmentation import head_for
 from core.records import PretrainedEncoder, TunedModel, read_record
 
@@ -55,15 +56,15 @@ class ServedEncoder(_Served):
 
 
 def load_encoder(folder: Path) -> ServedEncoder:
-    """The encoder of a finished stage's folder, in evaluation mode on the CPU.
+    """The encoder of a finished stage's folder for the inputs of evaluation, in evaluation mode on the CPU.
 
     Raises:
-        UserError: if the folder holds no encoder.
+        UserError: if the folder holds no encoder, or its plugin is not installed.
     """
     record = read_record(folder, PretrainedEncoder)
-    geometry, statistics = record.geometry, record.statistics
-    model = Encoder(PatchSpec(geometry.channels, geometry.input_shape, geometry.patch_shape), record.model)
-    model.load_state_dict(load_file(folder / record.weights))
+    (seen, _), statistics = evaluated(record, folder), record.statistics
+    model = Encoder(spec_of(seen.geometry), seen.model)
+    model.load_state_dict(weights_in(folder / record.weights, record, seen))
     return ServedEncoder(model, torch.tensor(statistics.mean), torch.tensor(statistics.std)).eval()
 
 
@@ -74,9 +75,8 @@ def load_classifier(folder: Path) -> ServedClassifier:
         UserError: if the folder holds no tuned model.
     """
     record = read_record(folder, TunedModel)
-    geometry, statistics = record.geometry, record.statistics
-    spec = PatchSpec(geometry.channels, geometry.input_shape, geometry.patch_shape)
-    model = head_for(record.target, spec, record.model, record.pool, record.segmenter)
+    statistics = record.statistics
+    model = head_for(record.target, spec_of(record.geometry), record.model, record.pool, record.segmenter)
     model.load_state_dict(load_file(folder / record.weights))
     served = ServedClassifier(model, torch.tensor(statistics.mean), torch.tensor(statistics.std))
     return served.eval()

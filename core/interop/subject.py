@@ -11,9 +11,9 @@ from core.config import FixedCrop, PluginInfo, Recipe
 from core.data.card import CARD_FILE, read_card
 from core.errors import UserError
 from core.interop.foreign import Foreign
-from core.interop.own import ModelRecord, foreign_of, said_by
+from core.interop.own import ModelRecord, evaluated, foreign_of
 from core.model.patches import PatchSpec
-from core.recipes import resolve
+from core.model.regrid import spec_of
 from core.records import (
     RECORD_FILE,
     EvalReport,
@@ -37,7 +37,7 @@ class Subject:
     home: Home
     """Where what it was made of may still be."""
     record: ModelRecord
-    """What is known of it."""
+    """What is known of it; its inputs are those that evaluation gives it."""
     recipe: Recipe
     """What it was made by."""
     with_decoder: bool = False
@@ -50,11 +50,7 @@ class Subject:
         Raises:
             UserError: if there is none, or its plugin is not installed.
         """
-        record = read_model(folder)
-        said = said_by(folder / record.weights)
-        if not said:
-            raise UserError(f"{folder / record.weights} does not say by which recipe it was made; name another folder")
-        recipe = resolve(said.get("recipe", said), f"in {record.weights}")
+        record, recipe = evaluated(read_model(folder), folder)
         return cls(folder, home, record, recipe, with_decoder)
 
     @property
@@ -80,8 +76,7 @@ class Subject:
     @property
     def spec(self) -> PatchSpec:
         """Geometry of its inputs."""
-        geometry = self.record.geometry
-        return PatchSpec(geometry.channels, geometry.input_shape, geometry.patch_shape)
+        return spec_of(self.record.geometry)
 
     @property
     def crop(self) -> FixedCrop | None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from core.config import Recipe, results_only
@@ -18,8 +17,11 @@ from core.data.store import PreparedStore
 from core.errors import UserError
 from core.modality import Batch, Modality, Purpose, Stats
 from core.model.patches import PatchSpec
-from core.model.positions import cut_or_extend, resample
-from core.records import Geometry, PreparedData, PretrainedEncoder, Statistics
+from core.model.regrid import geometry_of as geometry_of  # noqa: PLC0414 - stages take it from here
+from core.model.regrid import on_grid as on_grid  # noqa: PLC0414 - stages take it from here
+from core.model.regrid import spec_of as spec_of  # noqa: PLC0414 - stages take it from here
+from core.model.regrid import weights_at as weights_at  # noqa: PLC0414 - stages take it from here
+from core.records import PreparedData, PretrainedEncoder, Statistics
 from core.registry import plugin_for
 from core.tracking import NullTracker, Tracker
 from core.training.distributed import World
@@ -86,16 +88,6 @@ def stats_on(statistics: Statistics, device: torch.device) -> Stats:
     return Stats(torch.tensor(statistics.mean, device=device), torch.tensor(statistics.std, device=device))
 
 
-def geometry_of(spec: PatchSpec) -> Geometry:
-    """The record's form of a `PatchSpec`."""
-    return Geometry(channels=spec.channels, input_shape=spec.input_shape, patch_shape=spec.patch_shape)
-
-
-def spec_of(geometry: Geometry) -> PatchSpec:
-    """The inverse of `geometry_of`."""
-    return PatchSpec(geometry.channels, geometry.input_shape, geometry.patch_shape)
-
-
 def versions(device: torch.device) -> dict[str, str]:
     """Versions, and the device, that stand beside every result."""
     names = ("maeflow", "torch", "timm", "numpy")
@@ -107,30 +99,6 @@ def versions(device: torch.device) -> dict[str, str]:
 def encoder_weights(home: Home, record: PretrainedEncoder, spec: PatchSpec) -> dict[str, Tensor]:
     """The weights of an encoder, its positions brought to the grid of ``spec`` where that differs."""
     return weights_at(home.resolve(record.folder), record, spec)
-
-
-def weights_at(folder: Path, record: PretrainedEncoder, spec: PatchSpec) -> dict[str, Tensor]:
-    """`encoder_weights` of an encoder whose files are in ``folder``."""
-    weights: dict[str, Tensor] = load_file(folder / record.weights)
-    weights["pos_embed"] = on_grid(weights["pos_embed"], record, spec, record.model.width)
-    return weights
-
-
-def on_grid(table: Tensor, record: PretrainedEncoder, spec: PatchSpec, width: int) -> Tensor:
-    """The positions (1, prefix + N, ``width``) of a record's encoder or decoder, brought to the grid of ``spec``."""
-    old, model = spec_of(record.geometry), record.model
-    if old.grid == spec.grid:
-        return table
-    prefix = table.shape[1] - old.count
-    if model.other_size == "stretch":
-        places = resample(table[:, prefix:], old.grid, spec.grid)
-    elif model.positions == "learned":
-        places = cut_or_extend(table[:, prefix:], old.grid, spec.grid)
-    else:
-        from core.model.mae import fixed_positions  # With it comes timm, which preparing data must not wait for.
-
-        places = fixed_positions(spec, model, width)[:, int(model.cls_token) :]
-    return torch.cat([table[:, :prefix], places], dim=1)
 
 
 def fixed_batch(

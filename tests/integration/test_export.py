@@ -14,17 +14,22 @@ import yaml
 from safetensors.torch import load_file
 
 from core import recipes
+from core.config import ModelConfig
 from core.errors import NotThis, StageError, UserError
 from core.interop import graphs, hub_checks, outgoing
-from core.interop.building import classifier, encoder
+from core.interop.building import autoencoder, classifier, encoder
 from core.interop.export import export, writers
+from core.interop.facebook_mae import FacebookMae
 from core.interop.files import open_checkpoint
-from core.interop.foreign import Checkpoint, Hint
+from core.interop.foreign import Checkpoint, Foreign, Hint
 from core.interop.layouts import recognise
 from core.interop.own import Own, foreign_of
 from core.interop.serving import load_classifier, load_encoder
 from core.interop.subject import Subject
+from core.interop.timm import Timm
 from core.modality import Item
+from core.model.mae import MaskedAutoencoder
+from core.model.patches import PatchSpec
 from core.records import read_model, write_record
 from core.request import Place
 from core.stages.adopt import adopt
@@ -36,6 +41,7 @@ from core.workspace import Home, write_text
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from broken_images import photo
 from finished import QUICK, trained, untrained
+from finished import drawn as drawn_weights
 
 ROOT = Path(__file__).parents[2]
 IMAGE = ["data.size=[32, 32]", "data.patch=[8, 8]", "data.channels=3", "data.eval_crop=0.875"]
@@ -353,6 +359,49 @@ def test_what_left_is_taken_over_again_and_leaves_as_taken_over(pictures, progra
     text = (out / "README.md").read_text()
     assert "taken over from the checkpoint ours" in text
     assert "its publisher has to say" in text
+
+
+@pytest.fixture(params=["stretch", "keep"])
+def larger(request, tmp_path):
+    """Home and folder of an autoencoder for larger pictures, and with learned positions, that was taken over."""
+    config = ModelConfig(width=48, depth=2, heads=4, positions="learned", decoder={"width": 32, "depth": 1, "heads": 2})
+    spec = PatchSpec(3, (64, 64), (8, 8))
+    state = drawn_weights(MaskedAutoencoder(spec, config)).state_dict()
+    torch.save({"model": FacebookMae().write(Foreign("", state, config, spec))}, tmp_path / "mae.pth")
+    home = Home.create(tmp_path / "home")
+    recipe = recipes.load("image/tiny", [*QUICK, *IMAGE, f"model.other_size={request.param}"])
+    at = home.stage("pretrain", "0123456789abcdef")
+    at.partial.mkdir(parents=True)
+    place = Place(name="mae.pth", path=str(tmp_path / "mae.pth"))
+    record = adopt(recipe, None, place, Work(home, "0123456789abcdef", at.partial, NullTracker()))
+    write_record(record, at.partial)
+    at.finish()
+    assert record.geometry.input_shape == (64, 64)  # From which each stage resamples once.
+    return home, at.final
+
+
+@pytest.mark.parametrize("to", ["timm", "mae", "safetensors"])
+def test_what_was_taken_over_at_another_size_leaves_as_evaluation_sees_it(larger, tmp_path, to):
+    home, folder = larger
+    seen = ready(folder, torch.device("cpu"))
+    x = torch.randn(2, 3, *seen.spec.input_shape, generator=torch.Generator().manual_seed(0))
+    for decoder in (False,) if to == "timm" else (False, True):
+        out = tmp_path / f"{to}-{decoder}"
+        given(home, folder, to, out, with_decoder=decoder)
+        assert json.loads((out / "preprocessing.json").read_text())["size"] == [32, 32] == list(seen.spec.input_shape)
+        found = open_checkpoint(out / "model.safetensors", "out")
+        back = Timm() if to == "timm" else recognise(found)
+        again = back.read(found, Hint(seen.record.model, seen.spec))
+        assert again.geometry == seen.spec
+        with torch.no_grad():
+            assert (encoder(again).features(x) - seen.model.features(x)).abs().max() <= 1e-5
+        if decoder:
+            assert autoencoder(again).decoder.pos_embed.shape == (1, 17, 32)
+    if to == "timm":
+        import timm
+
+        model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+        assert (model(x) - seen.model.features(x)).abs().max() <= 1e-5
 
 
 def test_a_file_out_of_its_folder_says_what_it_can(pictures, tmp_path):
