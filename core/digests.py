@@ -57,8 +57,8 @@ def adopt_digest(recipe: Recipe, fingerprint: str, data: PreparedData | None, en
 
     ``data`` give statistics, and classes to a tuned model, whose own ``encoder`` has that digest.
     """
-    shapes = [results_only(recipe)[group].get("input_shape") for group in ("pretrain", "finetune")]
-    inputs = [fingerprint, data.digest if data else None, encoder, shapes]
+    shape = results_only(recipe)["finetune" if encoder else "pretrain"]["input_shape"]
+    inputs = [fingerprint, data.digest if data else None, encoder, shape]
     return _digest("adopt", recipe, ["model"], results_only(recipe.data), *inputs)
 
 

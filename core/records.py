@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from core.config import Config, ModelConfig, SegmenterConfig, TaskConfig
+from core.config import Config, ModelConfig, NormPix, SegmenterConfig, TaskConfig
 from core.errors import UserError
 
 RECORD_FILE = "record.json"
@@ -110,6 +110,8 @@ class PretrainedEncoder(Record):
     """Digest of the prepared data."""
     metrics: dict[str, float]
     """Last values of the training curves; empty of one that was taken over as it is."""
+    norm_pix: NormPix | None = None
+    """How the target of its decoder was normalised; null where nobody says, or in records of earlier versions."""
     checkpoint: str = ""
     """Name of the foreign checkpoint that it is; empty of one that was pretrained here."""
     head: int = 0

@@ -31,6 +31,8 @@ class Place(Config):
     """What people call it: the file's or folder's own name, or its name on the hub."""
     path: str
     """Where it lies, absolute."""
+    fingerprint: str = ""
+    """16 digits that stand for its bytes."""
 
 
 class Request(Config):

@@ -6,7 +6,7 @@ from pathlib import Path
 from core import digests
 from core.errors import UserError
 from core.interop.account import ACCOUNT_FILE, Account
-from core.interop.places import fingerprint, located
+from core.interop.places import located
 from core.recipes import load
 from core.records import PreparedData, read_record
 from core.request import StageRequest
@@ -32,7 +32,7 @@ def adopted(checkpoint: str, recipe: str | None, overrides: Sequence[str], prepa
     request = StageRequest(
         stage="pretrain",
         home=str(home.root),
-        digest=digests.adopt_digest(described, fingerprint(place), data),
+        digest=digests.adopt_digest(described, place.fingerprint, data),
         recipe=described.model_dump(mode="json"),
         checkpoint=place,
         labelled=data.folder if data else None,

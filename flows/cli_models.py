@@ -44,8 +44,8 @@ def embed(
 
     sets = set_ or []
     folder = model_or_checkpoint(model, checkpoint, recipe, sets, from_, root)
-    if checkpoint:
-        sets = [one for one in sets if one.startswith("compute.")]
+    if checkpoint:  # The others are its recipe's.
+        sets = [one for one in sets if one.startswith(("compute.", "prepare.seconds_per_item="))]
     apply("embed", folder, data, out, root, sets=sets, batch=batch, patches=patches, overwrite=overwrite)
 
 

@@ -107,6 +107,8 @@ def _call(stage: StageName, home: Home, inputs: dict[str, str | None]) -> stages
         start = stages.adopt(checkpoint, data, further=True).record if checkpoint else None
         return stages.pretrain([(data, 1.0)], labelled or (data if data.target else None), start)
     if checkpoint:
+        if inputs.get("encoder") or inputs.get("tuned"):
+            raise UserError("--from and --checkpoint both say what to start from; give one of them")
         return _from_checkpoint(stage, checkpoint, labelled)
     if stage == "finetune":
         encoder = read_record(_folder(home, "pretrain", _required(inputs, "encoder")), PretrainedEncoder)
@@ -129,7 +131,12 @@ def _from_checkpoint(stage: StageName, checkpoint: str, labelled: PreparedData |
     adopted = stages.adopt(checkpoint, labelled)
     if stage == "finetune":
         return stages.finetune(adopted.record, labelled)
-    tuned = stages.adopt_tuned(checkpoint, adopted.record, labelled).record if adopted.record.head else None
+    head, classes = adopted.record.head, labelled.target.outputs if labelled.target else 0
+    if head and head != classes:
+        console.current().line(
+            f"  its head has {head} outputs for your {classes} classes: the frozen encoder is evaluated"
+        )
+    tuned = stages.adopt_tuned(checkpoint, adopted.record, labelled).record if head and head == classes else None
     return stages.evaluate(adopted.record, tuned, labelled)
 
 

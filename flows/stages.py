@@ -17,9 +17,9 @@ from core.data.private import resolve_source, secret_of
 from core.data.sources import listing, unnamed
 from core.errors import StageError, StageLost, UserError
 from core.interop.account import ACCOUNT_FILE, Account
-from core.interop.places import fingerprint, located
+from core.interop.places import located
 from core.records import EvalReport, PreparedData, PretrainedEncoder, Record, TunedModel, read_record
-from core.request import Place, StageName, StageRequest, WeightedInput
+from core.request import StageName, StageRequest, WeightedInput
 from core.workspace import Home
 from flows import artifacts, console
 from flows.admission import admitted
@@ -127,8 +127,8 @@ def adopt(reference: str, data: PreparedData | None, *, further: bool = False) -
     Where pretraining goes ``further`` from it, it is that which is registered.
     """
     context = CONTEXT.get()
-    place, fingerprint = _found(reference)
-    digest = digests.adopt_digest(context.recipe, fingerprint, data)
+    place = located(reference)
+    digest = digests.adopt_digest(context.recipe, place.fingerprint, data)
     inputs = {"checkpoint": place, "labelled": data.folder if data else None}
     request = _request(context, "pretrain", digest, **inputs)
     outcome = _account(_run(context, request, PretrainedEncoder, data=[data] if data else [], title="checkpoint"))
@@ -139,8 +139,8 @@ def adopt(reference: str, data: PreparedData | None, *, further: bool = False) -
 def adopt_tuned(reference: str, encoder: PretrainedEncoder, labelled: PreparedData) -> Outcome[TunedModel]:
     """Take over the tuned model of a foreign checkpoint, whose encoder was adopted before."""
     context = CONTEXT.get()
-    place, fingerprint = _found(reference)
-    digest = digests.adopt_digest(context.recipe, fingerprint, labelled, encoder.digest)
+    place = located(reference)
+    digest = digests.adopt_digest(context.recipe, place.fingerprint, labelled, encoder.digest)
     inputs = {"checkpoint": place, "encoder": encoder.folder, "labelled": labelled.folder}
     request = _request(context, "finetune", digest, **inputs)
     return _registered(context, _account(_run(context, request, TunedModel, data=[labelled], title="its head")))
@@ -152,12 +152,6 @@ def _account(outcome: Outcome[R]) -> Outcome[R]:
         for line in Account.model_validate_json((outcome.folder / ACCOUNT_FILE).read_bytes()).lines:
             console.current().line(f"  {line}")
     return outcome
-
-
-def _found(reference: str) -> tuple[Place, str]:
-    """Where a checkpoint is, and the digits that stand for its bytes."""
-    place = located(reference)
-    return place, fingerprint(place)
 
 
 @_stage_task("pretrain")

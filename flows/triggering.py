@@ -86,6 +86,8 @@ def changed(
     if checkpoint and stage == "prepare":
         raise UserError("the stage prepare reads data and no --checkpoint")
     given |= {"checkpoint": anywhere(checkpoint)} if checkpoint else {}
+    if checkpoint and labelled and not data and stage is None:  # Nothing is pretrained; no form says so by itself.
+        given["sources"] = []
     _complete(deployment, stage, before | given)
     return given
 
@@ -130,7 +132,7 @@ def _complete(deployment: DeploymentResponse, stage: StageName | None, parameter
     if stage in {"finetune", "evaluate"} and not parameters.get("checkpoint"):  # One of the two, which no form can say.
         required.append(FROM[stage])
     options = {"sources": "--data SRC", "source": "--data SRC"} | dict.fromkeys(FROM.values(), "--from FOLDER")
-    if missing := [name for name in required if not parameters.get(name)]:
+    if missing := [name for name in required if parameters.get(name) is None]:
         raise UserError(f"the run needs {' and '.join(missing)}; add {', '.join(options.get(n, n) for n in missing)}")
 
 

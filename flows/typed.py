@@ -7,6 +7,7 @@ modalities are installed; deployments name them so.
 import inspect
 import os
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,6 +51,7 @@ INPUTS: dict[StageName, dict[str, str]] = {
     },
 }
 """What each stage starts from, and the text of its field."""
+SOURCES = "Raw data to pretrain on; an empty list where a checkpoint is only to be tuned on labelled data."
 OPTIONAL = ("labelled", "checkpoint", "encoder", "tuned")
 """Inputs that may be left out; a stage says by itself what it cannot do without."""
 
@@ -71,8 +73,8 @@ def pipeline_flow(modality: str) -> "Flow[..., dict[str, Any]]":
 
     private = plugin_info(modality).private
     text = _text(PRIVATE if private else None)
-    inputs = {
-        "sources": (list[PrivateSource] if private else list[DataSource], ..., "Raw data to pretrain on."),
+    inputs: dict[str, Any] = {
+        "sources": (list[PrivateSource] if private else list[DataSource], ..., SOURCES),
         "labelled": (text | None, None, "Labelled data to fine-tune on and to test with; by default the first source."),
         "checkpoint": (str | None, None, f"Weights to begin with, in place of random ones: {CHECKPOINT}."),
     }
@@ -80,7 +82,7 @@ def pipeline_flow(modality: str) -> "Flow[..., dict[str, Any]]":
     def body(**given: Any) -> dict[str, Any]:
         sources, labelled, checkpoint = (given.pop(name) for name in ("sources", "labelled", "checkpoint"))
         if private:
-            _refuse({PRIVATE: [*(source.path for source in sources), labelled]})
+            _refuse([(PRIVATE, text) for text in [*(source.path for source in sources), labelled]])
         with discretion(modality):
             return run(_recipe(modality, given), sources, labelled, checkpoint, served_home())
 
@@ -104,7 +106,7 @@ def stage_flow(modality: str, stage: StageName) -> "Flow[..., dict[str, Any]]":
     def body(**given: Any) -> dict[str, Any]:
         wanted = {name: given.pop(name) for name in INPUTS[stage]}
         if private:
-            _refuse({_pattern(name): [value] for name, value in wanted.items() if name != "checkpoint"})
+            _refuse([(_pattern(name), value) for name, value in wanted.items() if name != "checkpoint"])
         with discretion(modality):
             return run_one_stage(stage, _recipe(modality, given), served_home(), wanted)
 
@@ -121,7 +123,7 @@ def _text(pattern: str | None) -> Any:
     return Annotated[str, Field(json_schema_extra={"pattern": pattern})] if pattern else str
 
 
-def _refuse(given: dict[str, list[str | None]]) -> None:
+def _refuse(given: Sequence[tuple[str, str | None]]) -> None:
     """Refuse texts that may be paths of somebody's data, and have Prefect forget them.
 
     Forms refuse them before there is a run, unless who fills one in turns its check off.
@@ -129,7 +131,7 @@ def _refuse(given: dict[str, list[str | None]]) -> None:
     Raises:
         UserError: without the text.
     """
-    if all(text is None or re.search(pattern, text) for pattern, texts in given.items() for text in texts):
+    if all(text is None or re.search(pattern, text) for pattern, text in given):
         return
     forget_parameters()
     raise UserError(

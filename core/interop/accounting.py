@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from core.config import ModelConfig, Recipe
+from core.config import ModelConfig
 from core.interop.account import Account
 from core.interop.foreign import Foreign
 
@@ -14,10 +14,10 @@ def account_of(
     changed: Sequence[str],
     *,
     inputs: str,
-    recipe: Recipe,
+    wanted: ModelConfig,
     head: str = "",
 ) -> Account:
-    """The account of ``model``, taken over as ``whole`` for ``recipe``."""
+    """The account of ``model``, taken over as ``whole``; ``wanted`` is the model that the recipe describes."""
     encoder = {key: value for key, value in whole.state.items() if key.startswith("encoder.")}
     return Account(
         checkpoint=name,
@@ -31,13 +31,7 @@ def account_of(
         leftover=model.leftover,
         changed=tuple(changed),
         inputs=inputs,
-        notes=(
-            *model.notes,
-            *_positions(model),
-            _heads_said(model.model),
-            *_differences(model, recipe.model),
-            *_target(model, recipe),
-        ),
+        notes=(*model.notes, *_positions(model), _heads_said(model.model), *_differences(model, wanted)),
     )
 
 
@@ -59,13 +53,6 @@ def _positions(model: Foreign) -> list[str]:
     if "encoder.pos_embed" in model.state:
         return []
     return ["its positions are a fixed table, which the file leaves out; it was computed"]
-
-
-def _target(model: Foreign, recipe: Recipe) -> list[str]:
-    """A decoder that was trained to predict something else has to learn that anew."""
-    if model.norm_pix is None or model.norm_pix is recipe.pretrain.norm_pix:
-        return []
-    return [f"its decoder predicts pixels normalised by {model.norm_pix}, the recipe's by {recipe.pretrain.norm_pix}"]
 
 
 def _heads_said(config: ModelConfig) -> str:

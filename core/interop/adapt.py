@@ -24,7 +24,10 @@ def adapted(model: Foreign, spec: PatchSpec, *, native: bool = True) -> tuple[Fo
     decoder is left out where patches have other values.
     """
     old = model.geometry
-    state, done = with_fixed_positions(model), []
+    whole = with_fixed_positions(model)
+    # Half precision would round each sum; what is written is in single precision anyway.
+    state = {name: value if value.dtype is torch.float64 else value.float() for name, value in whole.items()}
+    done: list[str] = []
     kernel = state[PROJECTION]
     axes = len(spec.grid)
     if kernel.shape[1] != spec.channels:
@@ -51,7 +54,8 @@ def adapted(model: Foreign, spec: PatchSpec, *, native: bool = True) -> tuple[Fo
         spec.channels, tuple(n * p for n, p in zip(grid, spec.patch_shape, strict=True)), spec.patch_shape
     )
     config = model.model
-    if len(old.grid) != axes:  # Repeated positions tell nothing of the new axis until they are trained.
+    # Resampled positions are no fixed table any more, and repeated ones tell nothing of a new axis until they learn.
+    if grid != old.grid:
         config = config.model_copy(update={"positions": "learned"})
     return replace(model, state=state, geometry=geometry, model=config), tuple(done)
 

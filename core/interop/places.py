@@ -36,14 +36,21 @@ def located(reference: str) -> Place:
     path = Path(reference).expanduser()
     if path.exists():
         path = path.resolve()
-        return Place(name=path.name, path=str(path.parent if path.name == "record.json" else path))
+        return _place(path.name, path.parent if path.name == "record.json" else path)
     name = f"timm/{reference}" if TIMM.match(reference) and path.suffix not in SUFFIXES else reference
-    if not HUB.match(name) or path.suffix in SUFFIXES:
+    meant_here = path.suffix in SUFFIXES or (path.parent != Path() and path.parent.is_dir())
+    if meant_here or not HUB.match(name):
         raise UserError(
             f"checkpoint {reference}: there is no such file or folder, and it is no name on the Hugging Face hub "
             "(owner/name, such as facebook/vit-mae-base) and none of timm's (such as vit_base_patch16_224.mae)"
         )
-    return Place(name=name, path=str(fetched(name)))
+    return _place(name, fetched(name))
+
+
+def _place(name: str, path: Path) -> Place:
+    """The place with the digits of its bytes."""
+    place = Place(name=name, path=str(path))
+    return place.model_copy(update={"fingerprint": fingerprint(place)})
 
 
 def fetched(name: str) -> Path:
@@ -60,7 +67,8 @@ def fetched(name: str) -> Path:
 
     repository, _, revision = name.partition("@")
     wanted: dict[str, Any] = {"repo_id": repository, "revision": revision or None}
-    if found := _fetched_before(wanted):
+    found = _fetched_before(wanted)
+    if found and _whole(found):
         return found
     try:
         files = HfApi().list_repo_files(**wanted)
@@ -78,9 +86,12 @@ def fetched(name: str) -> Path:
     except NotThis as reason:
         raise UserError(f"checkpoint {name}: {reason}") from None
     except Exception as error:  # noqa: BLE001 - a network fails in many ways
+        if found:
+            return found
         raise UserError(
-            f"checkpoint {name} was not fetched before, and the hub cannot be reached ({type(error).__name__}); fetch "
-            f"it where there is a network (`hf download {repository}`) and name the folder"
+            f"checkpoint {name}: there is no such file or folder; as a name on the hub it was not fetched before, and "
+            f"the hub cannot be reached ({type(error).__name__}); fetch it where there is a network (`hf download "
+            f"{repository}`) and name the folder"
         ) from None
 
 
@@ -94,6 +105,12 @@ def _fetched_before(wanted: Mapping[str, Any]) -> Path | None:
     except Exception:  # noqa: BLE001 - whatever is missing, the hub is asked
         return None
     return folder
+
+
+def _whole(folder: Path) -> bool:
+    """Whether all is there that says how to use the weights; what was fetched in part looks like another model."""
+    config = json_beside(folder / "config.json")
+    return bool(config) and ("model_type" not in config or (folder / "preprocessor_config.json").is_file())
 
 
 def _needed(files: Sequence[str]) -> list[str]:

@@ -117,6 +117,10 @@ class VideoMae(Layout):
         return TUNED.theirs(state)
 
 
+PUBLISHED_PATCHES = ((2, 16, 16), (2, 14, 14))
+"""Of models whose clips have `FRAMES` frames of `SIDE` pixels a side."""
+
+
 def published_heads(state: State) -> Heads:
     """Heads of the one published decoder for which the rule does not hold."""
     heads = DECODER_HEADS.get(len(state["decoder.embed.weight"])) if "decoder.embed.weight" in state else None
@@ -149,13 +153,16 @@ def drop_joint(state: dict[str, Tensor]) -> bool:
 def clips(state: State, hint: Hint | None) -> tuple[PatchSpec, tuple[str, ...]]:
     """The geometry of weights that do not say it, and what people should know of that.
 
+    Patches of a published size are of clips of the published size: a hint that differs says what they are to become.
+
     Raises:
         NotThis: if neither ``hint`` nor the published size fits.
     """
     patch = tuple(state["encoder.patch_embed.proj.weight"].shape[2:])
     table = state.get("encoder.pos_embed")
     hinted = hint is not None and hint.geometry.patch_shape == patch
-    if hint is not None and hinted and (table is None or table.shape[1] == hint.geometry.count):
+    believed = table.shape[1] == hint.geometry.count if table is not None and hint else patch not in PUBLISHED_PATCHES
+    if hint is not None and hinted and believed:
         return patch_geometry(state, hint.geometry.grid), ()
     size = (FRAMES, SIDE, SIDE)
     grid = tuple(extent // p for extent, p in zip(size, patch, strict=True))

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from core.config import Recipe
+from core.config import Recipe, TaskKind
 from core.errors import NotThis, UserError
 from core.interop import building
 from core.interop.account import ACCOUNT_FILE, Account
@@ -16,6 +16,7 @@ from core.interop.adapt import POSITIONS, adapted, with_grid
 from core.interop.files import open_checkpoint
 from core.interop.foreign import Foreign, Hint, Preprocessing
 from core.interop.layouts import recognise
+from core.interop.places import fingerprint
 from core.model.patches import PatchSpec
 from core.records import PreparedData, PretrainedEncoder, Statistics, Target, TunedModel
 from core.request import Place
@@ -43,7 +44,7 @@ def adopt(recipe: Recipe, data: PreparedData | None, checkpoint: Place, work: Wo
     whole, changed = adapted(with_final_norm(model), spec, native=own)
     _fits(checkpoint, whole)
     statistics, inputs = _statistics(given if given and given.units == units else None, spec, data, checkpoint)
-    account = account_of(checkpoint.name, model, whole, changed, inputs=inputs, recipe=recipe)
+    account = account_of(checkpoint.name, model, whole, changed, inputs=inputs, wanted=recipe.model)
     _tell(account, work)
     decoder = model.model.decoder if model.has_decoder else recipe.model.decoder
     metadata = {"maeflow": recipe.model_dump_json()}
@@ -64,6 +65,7 @@ def adopt(recipe: Recipe, data: PreparedData | None, checkpoint: Place, work: Wo
         data_digest=f"of {checkpoint.name}",
         prepared=data.digest if data else "",
         metrics={},
+        norm_pix=model.norm_pix,
         checkpoint=checkpoint.name,
         head=model.outputs,
     )
@@ -78,6 +80,10 @@ def adopt_tuned(
         UserError: if its head is not for these classes, or it does not fit.
     """
     target = require_target(labelled)
+    if target.task.kind is TaskKind.SEGMENTATION:
+        raise UserError(
+            f"checkpoint {checkpoint.name}: a head from elsewhere gives no masks here; fine-tune its encoder"
+        )
     plugin = live_plugin(recipe, "evaluate", recipe.finetune.input_shape)
     spec = plugin.patches()
     model = foreign(checkpoint, Hint(recipe.model, spec))
@@ -89,7 +95,7 @@ def adopt_tuned(
     except NotThis as reason:
         raise UserError(f"checkpoint {checkpoint.name}: {reason}") from None
     inputs = "as of its encoder"
-    _tell(account_of(checkpoint.name, model, whole, changed, inputs=inputs, recipe=recipe, head=head), work)
+    _tell(account_of(checkpoint.name, model, whole, changed, inputs=inputs, wanted=recipe.model, head=head), work)
     metadata = {"maeflow": recipe.model_dump_json()}
     write_bytes(work.folder / TUNED_FILE, to_safetensors(_plain(classifier.state_dict()), metadata))
     return TunedModel(
@@ -116,11 +122,16 @@ def foreign(checkpoint: Place, hint: Hint) -> Foreign:
     Raises:
         UserError: if it cannot be read safely and whole, or is of no known layout; names it and says what to do.
     """
+    if checkpoint.fingerprint and checkpoint.fingerprint != fingerprint(checkpoint):
+        raise UserError(f"checkpoint {checkpoint.name} has changed since it was looked at; run the same command again")
     try:
         opened = open_checkpoint(Path(checkpoint.path), checkpoint.name)
         return recognise(opened).read(opened, hint)
     except NotThis as reason:
         raise UserError(f"checkpoint {checkpoint.name}: {reason}") from None
+    except (TypeError, AttributeError, KeyError, IndexError, ValueError, RuntimeError) as error:  # Strangers' JSON.
+        what = f"it holds what no reader of its layout expects ({type(error).__name__})"
+        raise UserError(f"checkpoint {checkpoint.name}: {what}") from error
 
 
 def with_final_norm(model: Foreign) -> Foreign:

@@ -5,6 +5,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
+from core.config import NormPix
 from core.model.mae import MaskedAutoencoder
 from core.model.patches import PatchSpec
 from core.records import PretrainedEncoder
@@ -14,8 +15,10 @@ MODEL_FILE = "autoencoder.safetensors"
 """Encoder and decoder, in the folder of an encoder."""
 
 
-def begin_from(model: MaskedAutoencoder, start: PretrainedEncoder, work: Work) -> None:
+def begin_from(model: MaskedAutoencoder, start: PretrainedEncoder, target: NormPix, work: Work) -> None:
     """Take the weights of ``start``, and of its decoder what there is; the rest stays as it was drawn.
+
+    ``target`` is what the decoder is to predict from here on.
 
     Raises:
         UserError: if there is only part of an encoder.
@@ -26,6 +29,9 @@ def begin_from(model: MaskedAutoencoder, start: PretrainedEncoder, work: Work) -
     given = _decoder_weights(folder / MODEL_FILE, start, spec)
     fitting = {name: value for name, value in given.items() if name in drawn and drawn[name].shape == value.shape}
     model.decoder.load_state_dict(drawn | fitting)
+    if given and start.norm_pix and start.norm_pix is not target:
+        other = f"pixels normalised by {start.norm_pix}, and learns to predict them normalised by {target}"
+        work.tracker.note(f"its decoder predicted {other}")
     if anew := sorted(drawn.keys() - fitting.keys() - {"pos_embed"}):
         work.tracker.note(
             f"{len(anew)} of the decoder's {len(drawn)} weights are drawn anew: {', '.join(anew[:3])} ..."

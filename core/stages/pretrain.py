@@ -75,8 +75,7 @@ def pretrain(
     stores = [open_store(work.home, prepared, recipe) for prepared, _ in data]
     beside = open_store(work.home, labelled, recipe) if labelled else None
     parts = _parts(stores, data, beside, work, people=plugin.info.private)
-    counts = [part.per_epoch for part in parts]
-    statistics = start.statistics if start else combine([prepared for prepared, _ in data], counts)
+    statistics = start.statistics if start else combine([one for one, _ in data], [part.per_epoch for part in parts])
     stats = stats_on(statistics, device)
     objective = _objective(plugin, recipe, stats, start, work)
     stream = Stream(parts, recipe.seed, recipe.pretrain.repeats)
@@ -119,6 +118,7 @@ def pretrain(
         prepared=data[0][0].digest,
         metrics={"pretrain/loss": loss, **look.last},
         settings=data[0][0].settings,
+        norm_pix=recipe.pretrain.norm_pix,
     )
 
 
@@ -144,7 +144,7 @@ def _objective(
             f"the recipe does not fit inputs of {spec.input_shape} in patches of {spec.patch_shape}: {error}"
         ) from error
     if start:
-        begin_from(objective.model, start, work)
+        begin_from(objective.model, start, recipe.pretrain.norm_pix, work)
     return objective
 
 

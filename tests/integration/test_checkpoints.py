@@ -280,3 +280,21 @@ def test_a_head_for_other_classes_is_refused(tuned_by_others, tmp_path):
         ViTForImageClassification(config).save_pretrained(tmp_path)
         with pytest.raises(UserError, match=reason):
             adopt_tuned(recipe, encoder, data, place, Work(at.home, "g", tmp_path))
+
+
+def test_a_head_gives_no_masks(tuned_by_others, tmp_path):
+    _, place, at, recipe, data = tuned_by_others
+    encoder = finished(at, "pretrain", "h", lambda work: adopt(recipe, data, place, work))
+    masks = data.target.task.model_copy(update={"kind": "segmentation"})
+    dense = data.model_copy(update={"target": data.target.model_copy(update={"task": masks})})
+    with pytest.raises(UserError, match="a head from elsewhere gives no masks here"):
+        adopt_tuned(recipe, encoder, dense, place, Work(at.home, "i", tmp_path))
+
+
+def test_a_decoder_that_has_to_learn_another_target_is_told_of(tmp_path):
+    at, recipe, data = prepared(tmp_path / "home", pictures(tmp_path / "source", (64, 64)), *IMAGE, "data.size=[64,64]")
+    place, told = Place(name="given", path=str(vit_mae(tmp_path / "given", 64))), Kept()
+    encoder = finished(at, "pretrain", "a", lambda work: adopt(recipe, data, place, work))
+    assert encoder.norm_pix == "none"
+    finished(at, "pretrain", "b", lambda work: pretrain(recipe, [(data, 1.0)], data, work, start=encoder), told)
+    assert any("learns to predict them normalised by patch" in note for note in told.told)

@@ -73,6 +73,26 @@ def test_positions_of_a_new_axis_are_repeated_and_of_a_lost_one_averaged():
     assert with_grid(table, (3, 4), (2, 6, 8)).shape == (1, 1 + 96, 8)
 
 
+def test_positions_that_are_no_fixed_table_any_more_are_learned_from_there_on():
+    old, new = PatchSpec(3, (16, 16), (4, 4)), PatchSpec(3, (8, 24), (4, 4))
+    config = ModelConfig(width=32, depth=1, heads=2)
+    state = {f"encoder.{name}": value for name, value in Encoder(old, config).state_dict().items()}
+    model = Foreign("ours", state, config, old)
+    kept, _ = adapted(model, new)
+    crossed, done = adapted(model, new, native=False)
+    assert (kept.model.positions, kept.geometry.grid) == ("sincos", (4, 4))
+    assert (crossed.model.positions, crossed.geometry.grid) == ("learned", (2, 6))
+    assert done == ("positions of 4 x 4 patches -> 2 x 6: resampled along each axis",)
+
+
+def test_half_precision_is_left_before_sums_are_taken():
+    spec, config = PatchSpec(3, (16, 16), (4, 4)), ModelConfig(width=32, depth=1, heads=2)
+    state = {f"encoder.{name}": value.bfloat16() for name, value in Encoder(spec, config).state_dict().items()}
+    whole, _ = adapted(Foreign("ours", state, config, spec), PatchSpec(1, (16, 16), (4, 4)))
+    exact = state["encoder.patch_embed.proj.weight"].float().sum(1, keepdim=True)
+    assert torch.equal(whole.state["encoder.patch_embed.proj.weight"], exact)
+
+
 def test_nothing_is_done_where_nothing_differs():
     spec, config = PatchSpec(3, (16, 16), (4, 4)), ModelConfig(width=32, depth=1, heads=2)
     state = {f"encoder.{name}": value for name, value in Encoder(spec, config).state_dict().items()}

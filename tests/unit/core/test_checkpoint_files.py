@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from core.config import ModelConfig
 from core.errors import NotThis, UserError
-from core.interop import building
+from core.interop import building, places
 from core.interop.files import open_checkpoint
 from core.interop.foreign import Foreign, Hint
 from core.interop.layouts import recognise
@@ -33,7 +33,7 @@ SPEC = PatchSpec(3, (16, 16), (4, 4))
 MODEL = ModelConfig(width=32, depth=2, heads=2)
 HINT = Hint(MODEL, SPEC)
 SETTINGS = {"size": SPEC.input_shape, "patch": SPEC.patch_shape}
-RECIPE = resolve({"modality": "image", "data": SETTINGS, "model": {"width": 32, "depth": 2, "heads": 2}}, "of the test")
+RECIPE = {"modality": "image", "data": SETTINGS, "model": {"width": 32, "depth": 2, "heads": 2}}
 
 
 def weights():
@@ -200,7 +200,12 @@ WRONG = {
 
 
 def taken_over(file, folder):
-    return adopt(RECIPE, None, Place(name=file.name, path=str(file)), Work(Home.create(folder / "home"), "0", folder))
+    return adopt(
+        resolve(RECIPE, "of the test"),
+        None,
+        Place(name=file.name, path=str(file)),
+        Work(Home.create(folder / "home"), "0", folder),
+    )
 
 
 @pytest.mark.parametrize("kind", WRONG)
@@ -209,9 +214,7 @@ def test_a_wrong_file_is_refused_by_name_and_reason(kind, tmp_path):
     file = tmp_path / "given.pth"
     write(file, tmp_path)
     with pytest.raises(UserError, match=rf"^checkpoint given\.pth: .*{reason}") as refused:
-        adopt(
-            RECIPE, None, Place(name="given.pth", path=str(file)), Work(Home.create(tmp_path / "home"), "0", tmp_path)
-        )
+        taken_over(file, tmp_path)
     print(refused.value)
     assert "Traceback" not in str(refused.value)
     assert not (tmp_path / "ran").exists()
@@ -344,6 +347,32 @@ def test_what_is_neither_a_path_nor_a_name_says_what_it_could_be(name):
         located(name)
 
 
+def test_what_was_fetched_in_part_is_asked_for_again(tmp_path):
+    """Weights without their configuration look like another model's."""
+    save_file(weights(), tmp_path / "model.safetensors")
+    assert not places._whole(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "vit_mae"}')
+    assert not places._whole(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    assert places._whole(tmp_path)
+
+
+def test_a_path_that_is_not_there_is_never_looked_for_on_a_hub(tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="checkpoint models/mine: there is no such file or folder, and it is no name"):
+        located("models/mine")
+
+
+def test_a_file_that_changes_meanwhile_is_not_taken_for_the_one_that_was_named(tmp_path):
+    file = tmp_path / "best.pth"
+    torch.save(weights(), file)
+    place = located(str(file))
+    torch.save(weights() | {"norm.bias": torch.ones(32)}, file)
+    with pytest.raises(UserError, match=r"checkpoint best\.pth has changed since it was looked at"):
+        adopt(resolve(RECIPE, "of the test"), None, place, Work(Home.create(tmp_path / "home"), "0", tmp_path))
+
+
 def test_a_fetched_name_needs_no_network(tmp_path, monkeypatch):
     """The hub's cache as `hf download` leaves it."""
     repository, commit = tmp_path / "models--timm--vit_tiny.test", "a" * 40
@@ -352,6 +381,7 @@ def test_a_fetched_name_needs_no_network(tmp_path, monkeypatch):
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text(commit)
     save_file(weights(), snapshot / "model.safetensors")
+    (snapshot / "config.json").write_text('{"architecture": "vit_tiny"}')
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -360,5 +390,6 @@ def test_a_fetched_name_needs_no_network(tmp_path, monkeypatch):
         place = located(spelled)
         assert place.path == str(snapshot)
         assert place.name.startswith("timm/vit_tiny.test")
-    with pytest.raises(UserError, match=r"timm/other\.test was not fetched before"):
+        assert place.fingerprint == fingerprint(place)
+    with pytest.raises(UserError, match=r"timm/other\.test: there is no such file .* it was not fetched before"):
         located("other.test")

@@ -61,12 +61,13 @@ def test_a_full_disk_has_a_code_and_words_of_its_own(tmp_path):
         import sys
         from pathlib import Path
         from core.launch import serve
+        from core.request import StageRequest
 
         def work(request, stop, say):
             with open("/dev/full", "w") as out:
                 out.write("x")
 
-        sys.exit(serve(Path(sys.argv[1]), work))
+        sys.exit(serve(Path(sys.argv[1]), StageRequest, work))
     """
     said, _ = (process := start(code, str(request))).communicate()
     assert process.returncode == FULL

@@ -128,3 +128,27 @@ def test_a_worker_without_a_home_is_told_so(monkeypatch):
         typed.served_home()
     monkeypatch.setenv("MAEFLOW_HOME", "kept")
     assert typed.served_home().name == "kept"
+
+
+def test_a_checkpoint_is_tuned_without_raw_data(tmp_path):
+    """Whatever sources the deployment has of its own."""
+    found = deployment(tmp_path, "image/tiny")
+    given = changed(tmp_path, "image/tiny", found, [], str(tmp_path), None, [], "facebook/vit-mae-base")
+    assert given == {"sources": [], "labelled": str(tmp_path), "checkpoint": "facebook/vit-mae-base"}
+    with pytest.raises(UserError, match="the run needs sources"):
+        changed(tmp_path, "image/tiny", found, [], None, None, [], "facebook/vit-mae-base")
+
+
+def test_stages_need_one_thing_to_start_from(tmp_path):
+    finetune = deployment(tmp_path, "image/tiny", 3)
+    with pytest.raises(UserError, match="the run needs encoder; add --from FOLDER"):
+        changed(tmp_path, "image-finetune/tiny", finetune, [], None, None, [])
+    given = changed(tmp_path, "image-finetune/tiny", finetune, [], None, None, [], "vit_base_patch16_224.mae")
+    assert given == {"checkpoint": "vit_base_patch16_224.mae"}
+
+
+def test_a_private_path_hides_behind_no_other_input(tmp_path):
+    from flows.typed import FINISHED, _refuse
+
+    with pytest.raises(UserError, match="a private source was given by its path"):
+        _refuse([(FINISHED, "/wards/miller"), (FINISHED, None)])
