@@ -8,9 +8,10 @@ from safetensors.torch import save as to_safetensors
 
 from core.errors import NotThis, UserError
 from core.interop import graphs
+from core.interop.agreement import read_again
 from core.interop.layout import Layout
 from core.interop.model_card import Written
-from core.interop.own import METADATA, WHOLE, weights_in
+from core.interop.own import METADATA, WHOLE, Own, weights_in
 from core.interop.serving import load_classifier, load_encoder
 from core.interop.subject import Subject, as_json
 from core.records import read_model
@@ -47,6 +48,7 @@ def safetensors(subject: Subject, folder: Path) -> Written:
 
     Raises:
         UserError: if the decoder is wanted and there is none.
+        StageError: if what is read from it again computes something else.
     """
     source = subject.folder / subject.record.weights
     if subject.with_decoder:
@@ -62,7 +64,8 @@ def safetensors(subject: Subject, folder: Path) -> Written:
         notes = ["Names begin with `encoder.` (then timm's) and `decoder.`; the metadata hold recipe and record."]
     if subject.segments:
         notes.append("Names that begin with `decoder.` are those of the head that gives masks.")
-    return Written("safetensors", SAFETENSORS_CODE, tuple(notes))
+    checked = read_again(subject, Own(), [folder / WEIGHTS], loose=False)
+    return Written("safetensors", SAFETENSORS_CODE, tuple(notes), (checked,))
 
 
 def onnx(subject: Subject, folder: Path) -> Written:
@@ -98,10 +101,12 @@ def state_dict(layout: Layout, subject: Subject, folder: Path) -> Written:
 
     Raises:
         UserError: if the layout has no place for such a model.
+        StageError: if what is read from it again computes something else.
     """
     try:
         state = layout.write(subject.model)
         arguments, remarks = layout.config(subject.model), layout.remarks(subject.model)
+        norms = layout.limits(subject.model).norms(subject.model)
     except NotThis as reason:
         raise UserError(f"--to {layout.target}: {reason}") from None
     state = {name: value.contiguous() for name, value in state.items()}
@@ -112,7 +117,8 @@ def state_dict(layout: Layout, subject: Subject, folder: Path) -> Written:
         write_text(folder / "arguments.json", as_json(arguments))
     notes = [f"Names and shapes are those of {layout.name}.", *remarks]
     notes += ["`arguments.json` has those of its class."] if arguments else []
-    return Written("pytorch", STATE_CODE.format(file=file), tuple(notes))
+    checked = read_again(subject, layout, [folder / file, folder / WEIGHTS], loose=bool(norms))
+    return Written("pytorch", STATE_CODE.format(file=file), tuple(notes), (checked,))
 
 
 def _module(subject: Subject) -> torch.nn.Module:

@@ -1,6 +1,5 @@
 """What was written for timm or transformers, loaded by them and compared with the model."""
 
-from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,14 +9,10 @@ import torch
 from torch import Tensor
 
 from core.errors import StageError
-from core.interop.serving import load_classifier, load_encoder
+from core.interop import building
+from core.interop.agreement import Outputs, compared, outputs_of, predictions, some_hidden
 from core.interop.subject import Subject
-from core.model.heads import Head
-
-TOLERANCE = 1e-5
-"""Largest difference of an output, in shares of the largest output where that is above 1."""
-LOOSE = 1e-2
-"""The same where the library is known to compute a little otherwise."""
+from core.model.patches import gather_tokens
 
 
 def checked_by_timm(subject: Subject, folder: Path, *, loose: bool) -> str:
@@ -29,7 +24,7 @@ def checked_by_timm(subject: Subject, folder: Path, *, loose: bool) -> str:
     from timm import create_model
 
     loaded = create_model(f"local-dir:{folder}", pretrained=True).eval()
-    off = _compared(subject, loaded, "timm", loose=loose)
+    off = compared(subject.spec, [(outputs_of(subject), loaded)], "timm", loose=loose)
     return f"timm {version('timm')} loaded it strictly; outputs differed by {off:.1e} at most."
 
 
@@ -52,8 +47,12 @@ def checked_by_transformers(subject: Subject, folder: Path, loader: str, *, loos
         raise StageError(
             f"transformers {transformers.__version__} finds {kind.replace('_', ' ')}: {', '.join(found[:3])}"
         )
-    off = _compared(subject, _Answer(subject, model.eval()), "transformers", loose=loose)
-    what = "the encoder's outputs" if subject.with_decoder else "outputs"
+    answer = _Answer(subject, model.eval())
+    pairs: list[tuple[Outputs, Outputs]] = [(outputs_of(subject), answer)]
+    if subject.with_decoder:
+        pairs.append((predictions(building.autoencoder(subject.model)), answer.predict))
+    off = compared(subject.spec, pairs, "transformers", loose=loose)
+    what = "the encoder's outputs and the decoder's" if subject.with_decoder else "outputs"
     return (
         f"transformers {transformers.__version__} loaded it without a missing or left-over weight; {what} differed by "
         f"{off:.1e} at most."
@@ -64,12 +63,16 @@ class _Answer:
     """A model of transformers that answers as ours does."""
 
     def __init__(self, subject: Subject, model: Any) -> None:
-        self._model, self._video, self._prefix = model, len(subject.spec.grid) == 3, int(subject.record.model.cls_token)
-        self._tuned, self._whole, self._patches = subject.tuned is not None, subject.with_decoder, subject.spec.count
+        self._model, self._spec, self._prefix = model, subject.spec, int(subject.record.model.cls_token)
+        self._tuned, self._whole, self._video = (
+            subject.tuned is not None,
+            subject.with_decoder,
+            len(self._spec.grid) == 3,
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Normalised inputs (B, C, *input_shape) to logits (B, outputs) or features (B, D)."""
-        values = {"pixel_values": x.transpose(1, 2) if self._video else x}
+        values = self._values(x)
         if self._tuned:
             logits: Tensor = self._model(**values).logits
             return logits
@@ -77,25 +80,26 @@ class _Answer:
         if self._whole:
             encoder = encoder.base_model
             if not self._video:  # Nothing hidden, and patches in their order.
-                encoder.embeddings.config.mask_ratio = 0.0
-                values["noise"] = torch.arange(self._patches).expand(len(x), -1).float()
+                values |= self._shuffled(torch.arange(self._spec.count).expand(len(x), -1), self._spec.count)
         tokens: Tensor = encoder(**values).last_hidden_state
         return tokens[:, self._prefix :].mean(1)
 
+    def predict(self, x: Tensor) -> Tensor:
+        """Normalised inputs to the predicted values (B, M, P) of the patches that `some_hidden` hides."""
+        values, mask = self._values(x), some_hidden(self._spec, len(x))
+        if self._video:
+            self._model.config.norm_pix_loss = True  # The other loss, which nobody looks at, needs three channels.
+            hidden = torch.zeros(len(x), self._spec.count, dtype=torch.bool).scatter(1, mask.masked_BM, value=True)
+            predicted: Tensor = self._model(**values, bool_masked_pos=hidden).logits
+            return predicted
+        order = torch.cat([mask.keep_BK, mask.masked_BM], dim=1)
+        found: Tensor = self._model(**values, **self._shuffled(order, mask.keep_BK.shape[1])).logits
+        return gather_tokens(found, mask.masked_BM)
 
-@torch.no_grad()
-def _compared(subject: Subject, theirs: Callable[[Tensor], Tensor], whose: str, *, loose: bool) -> float:
-    """The largest difference between our outputs of some inputs and theirs.
+    def _values(self, x: Tensor) -> dict[str, Tensor]:
+        return {"pixel_values": x.transpose(1, 2) if self._video else x}
 
-    Raises:
-        StageError: if that is more than is allowed.
-    """
-    served = load_encoder(subject.folder) if subject.tuned is None else load_classifier(subject.folder)
-    model = served.model
-    x = torch.randn(2, subject.spec.channels, *subject.spec.input_shape, generator=torch.Generator().manual_seed(0))
-    ours = model.classify(x) if isinstance(model, Head) else model.features(x)
-    off = float((ours - theirs(x)).abs().max()) / max(1.0, float(ours.abs().max()))
-    most = LOOSE if loose else TOLERANCE
-    if not off <= most:
-        raise StageError(f"{whose} gives other outputs than the model: off by {off:.1e} where {most:.0e} is allowed")
-    return off
+    def _shuffled(self, order_BN: Tensor, shown: int) -> dict[str, Tensor]:
+        """What makes ViTMAE see the first ``shown`` of the patches in this order."""
+        self._model.base_model.embeddings.config.mask_ratio = 1 - (shown + 0.5) / self._spec.count
+        return {"noise": order_BN.argsort(dim=1).float()}

@@ -67,8 +67,8 @@ def timm(subject: Subject, folder: Path) -> Written:
         {"crop_pct": crop.share, "crop_mode": "squash" if crop.squeezed else "center"} if crop else {}
     )
     _keep(folder, state, config)
-    remarks = layout.remarks(subject.model)
-    checked = checked_by_timm(subject, folder, loose=bool(remarks))
+    remarks, norms = layout.remarks(subject.model), layout.limits(subject.model).norms(subject.model)
+    checked = checked_by_timm(subject, folder, loose=bool(norms))
     outputs = "features" if subject.tuned is None else "logits"
     code = TIMM_CODE.format(outputs=outputs, shape=_shape(subject))
     return Written("timm", code, (*remarks, *about_pictures(subject, made=True)), (checked,))
@@ -87,8 +87,7 @@ def hf(layout: Layout | None, subject: Subject, folder: Path) -> Written:
     layout = layout or layout_called(AXES[axes])
     with _asked(layout):
         state, config = layout.write(subject.model), layout.config(subject.model)
-    remarks = layout.remarks(subject.model)
-    notes = list(remarks)
+    notes = list(layout.remarks(subject.model))
     if config["architectures"] == ["ViTModel"]:
         state, config = _with_pooler(state, config)
         notes.append(NO_POOLER)
@@ -101,7 +100,8 @@ def hf(layout: Layout | None, subject: Subject, folder: Path) -> Written:
     for name, values in steps.items():
         write_text(folder / name, as_json(values))
     notes += about_pictures(subject, made=bool(steps))
-    checked = checked_by_transformers(subject, folder, _loader(subject), loose=bool(remarks))
+    norms = layout.limits(subject.model).norms(subject.model)
+    checked = checked_by_transformers(subject, folder, _loader(subject), loose=bool(norms))
     return Written("transformers", _hf_code(subject), tuple(notes), (checked,))
 
 

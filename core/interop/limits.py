@@ -56,6 +56,13 @@ class Limits:
 
     def remarks(self, model: Foreign) -> tuple[str, ...]:
         """What will be computed a little otherwise there, a sentence each."""
+        if not self.targets or model.norm_pix in (*self.targets, None):
+            return self.norms(model)
+        loss = f"there, what is to be predicted is not normalised by {model.norm_pix}: a loss says less there"
+        return (*self.norms(model), loss)
+
+    def norms(self, model: Foreign) -> tuple[str, ...]:
+        """Those of `remarks` that tell of norms: outputs differ a little."""
         config, said = model.model, []
         ours, theirs = config.norm_eps, self.norm_eps or config.norm_eps
         if ours != theirs:
@@ -66,8 +73,6 @@ class Limits:
             own, other = eps or ours, self.last_norm_eps or theirs
             if own != other and (own, other) != (ours, theirs):
                 said.append(_eps(what, own, other))
-        if self.targets and model.norm_pix not in (*self.targets, None):
-            said.append(f"there, what is to be predicted is not normalised by {model.norm_pix}: a loss says less there")
         return tuple(said)
 
     def _encoder(self, model: Foreign) -> list[tuple[bool, str]]:

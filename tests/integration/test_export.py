@@ -5,28 +5,30 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from core import recipes
 from core.config import ModelConfig
 from core.errors import NotThis, StageError, UserError
-from core.interop import graphs, hub_checks, outgoing
+from core.interop import agreement, formats, graphs, outgoing
 from core.interop.building import autoencoder, classifier, encoder
 from core.interop.export import export, writers
 from core.interop.facebook_mae import FacebookMae
 from core.interop.files import open_checkpoint
 from core.interop.foreign import Checkpoint, Foreign, Hint
-from core.interop.layouts import recognise
+from core.interop.layouts import layout_called, recognise
 from core.interop.own import Own, foreign_of
 from core.interop.serving import load_classifier, load_encoder
 from core.interop.subject import Subject
 from core.interop.timm import Timm
+from core.interop.transformers_videomae import TransformersVideoMae
 from core.modality import Item
 from core.model.mae import MaskedAutoencoder
 from core.model.patches import PatchSpec
@@ -480,13 +482,62 @@ def test_what_is_there_already_stays(others, tmp_path):
 
 
 def test_an_export_that_disagrees_with_its_model_is_not_handed_out(others, tmp_path, monkeypatch):
-    home, folder, _ = others["audio"]
     monkeypatch.setattr(graphs, "TOLERANCE", -1.0)
-    monkeypatch.setattr(hub_checks, "TOLERANCE", -1.0)
-    for to in ("torch-export", "timm", "hf"):
-        with pytest.raises(StageError, match="gives other outputs than the model"):
-            given(home, folder, to, tmp_path / "out")
+    monkeypatch.setattr(agreement, "TOLERANCE", -1.0)
+    monkeypatch.setattr(agreement, "OTHER_NORMS", -1.0)
+    for kind, several in {"audio": ("torch-export", "timm", "hf", "mae", "audiomae", "safetensors"),
+                          "video": ("mae_st", "videomae"), "scans": ("monai",)}.items():  # fmt: skip
+        home, folder, _ = others[kind]
+        for to in several:
+            with pytest.raises(StageError, match="gives other outputs than the model"):
+                given(home, folder, to, tmp_path / "out", with_decoder=to == "monai")
     assert not list(tmp_path.iterdir())
+
+
+def turned(state, name):
+    """The weights with one matrix on its side: all names and shapes stay as they are."""
+    return {key: value.T.contiguous() if key == name else value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "to", "decoder"),
+    [("pictures", 0, "mae", True), ("pictures", 1, "mae", False), ("pictures", 0, "hf", True),
+     ("pictures", 0, "safetensors", True), ("audio", 0, "audiomae", True), ("audio", 1, "audiomae", False),
+     ("scans", 0, "monai", True), ("scans", 1, "safetensors", False), ("video", 0, "videomae", False),
+     ("video", 1, "videomae", False), ("video", 0, "mae_st", True), ("video", 0, "hf", False)],
+)  # fmt: skip
+def test_a_writer_that_errs_is_found_out(pictures, others, tmp_path, monkeypatch, kind, model, to, decoder):
+    home, *folders = pictures if kind == "pictures" else others[kind]
+    _, out = given(home, folders[model], to, tmp_path / "right", with_decoder=decoder)
+    assert re.search(r"differed by \d\.\de[-+]\d+ at most", (out / "README.md").read_text())
+    matrix = "blocks.0.attn.proj.weight"
+    if to == "safetensors":
+        name, read = f"decoder.{matrix}" if decoder else matrix, formats.weights_in
+        monkeypatch.setattr(formats, "weights_in", lambda *inputs: turned(read(*inputs), name))
+    else:
+        name, layout = f"{'decoder' if decoder else 'encoder'}.{matrix}", layout_called("hf-vit" if to == "hf" else to)
+        if kind == "video" and to == "hf":
+            layout = layout_called("hf-videomae")
+        write = layout.write
+        layout = type(layout)
+        monkeypatch.setattr(layout, "write", lambda _, m: write(replace(m, state=turned(m.state, name))))
+    with pytest.raises(StageError, match="gives other outputs than the model"):
+        given(home, folders[model], to, tmp_path / "wrong", with_decoder=decoder)
+    assert [file.name for file in tmp_path.iterdir()] == ["right"]
+
+
+def test_a_whole_videomae_is_compared_where_it_leaves_for_transformers(tmp_path, monkeypatch):
+    home = Home.create(tmp_path / "home")
+    (folder,) = untrained(home, *VIDEO, "data.channels=1")
+    state = load_file(folder / "autoencoder.safetensors")
+    save_file(state | {"decoder.embed.bias": torch.zeros(32)}, folder / "autoencoder.safetensors")
+    given(home, folder, "hf", tmp_path / "out", with_decoder=True)
+    write, matrix = TransformersVideoMae.write, "decoder.blocks.0.attn.proj.weight"
+    monkeypatch.setattr(
+        TransformersVideoMae, "write", lambda self, m: write(self, replace(m, state=turned(m.state, matrix)))
+    )
+    with pytest.raises(StageError, match="transformers gives other outputs than the model"):
+        given(home, folder, "hf", tmp_path / "wrong", with_decoder=True)
 
 
 def test_a_missing_package_is_named_with_what_installs_it(others, tmp_path, monkeypatch):
