@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,7 +20,7 @@ from core.config import ModelConfig
 from core.errors import NotThis, StageError, UserError
 from core.interop import agreement, formats, graphs, outgoing
 from core.interop.building import autoencoder, classifier, encoder
-from core.interop.export import export, writers
+from core.interop.export import export, scratch_beside, tidy, writers
 from core.interop.facebook_mae import FacebookMae
 from core.interop.files import open_checkpoint
 from core.interop.foreign import Checkpoint, Foreign, Hint
@@ -479,6 +480,57 @@ def test_what_is_there_already_stays(others, tmp_path):
     with pytest.raises(UserError, match="is no export"):
         export(Subject.at(folder, home), "timm", tmp_path / "mine", overwrite=True)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["mine", "out"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from core.interop.export import CARD_FILE, CONTRACT_FILE, put, scratch_beside
+out, rename = Path(sys.argv[1]), Path.rename
+def kill(self, to):
+    if sys.argv[2] == "between" and self.suffix == ".tmp":
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(self, to)
+    if sys.argv[2] == "after" and self.suffix == ".tmp":
+        os.kill(os.getpid(), signal.SIGKILL)
+Path.rename = kill
+with scratch_beside(out) as scratch:
+    for name in (CARD_FILE, CONTRACT_FILE):
+        (scratch / name).write_text("new")
+    if sys.argv[2] == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    put(scratch, out)
+"""
+
+
+@pytest.mark.parametrize(("when", "text"), [("before", "old"), ("between", "old"), ("after", "new")])
+def test_an_export_that_was_killed_while_it_replaced_another_leaves_one_whole(tmp_path, when, text):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (outgoing.CARD_FILE, outgoing.CONTRACT_FILE):
+        (out / name).write_text("old")
+    killed = subprocess.run([sys.executable, "-c", KILLED, out, when], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
+    assert out.exists() is (when != "between")
+    with scratch_beside(out) as held:  # Another one, which is at work, keeps what it has.
+        tidy(out)
+        assert sorted(tmp_path.iterdir()) == sorted([out, held])
+    assert list(tmp_path.iterdir()) == [out]
+    assert {(out / name).read_text() for name in (outgoing.CARD_FILE, outgoing.CONTRACT_FILE)} == {text}
+
+
+def test_a_killed_export_comes_back_and_is_then_in_the_way(others, tmp_path):
+    home, folder, _ = others["audio"]
+    out, old = tmp_path / "out", tmp_path / ".out.12-0123abcd.old"
+    given(home, folder, "safetensors", out)
+    before = sorted(file.name for file in out.iterdir())
+    out.rename(old)
+    old.with_suffix(".tmp").mkdir()
+    with pytest.raises(UserError, match="--overwrite to replace it"):
+        given(home, folder, "timm", out)
+    assert list(tmp_path.iterdir()) == [out]
+    assert sorted(file.name for file in out.iterdir()) == before
 
 
 def test_an_export_that_disagrees_with_its_model_is_not_handed_out(others, tmp_path, monkeypatch):
