@@ -13,6 +13,8 @@ from core.records import EvalReport, PreparedData, PretrainedEncoder, TunedModel
 from core.workspace import Home
 from infra import mlflow_runs as runs
 
+MOST_NAMED = 1000
+"""Names looked through for one that is meant."""
 CANDIDATE, CHAMPION = "candidate", "champion"
 """Aliases: what was registered last, and what people have chosen."""
 DIGEST, WHOLE = "maeflow.digest", "maeflow.registered"
@@ -56,8 +58,10 @@ def add(client: Any, home: Path, record: Finished, model_id: str, run_id: str | 
 
 
 def complete(client: Any, version: Any) -> None:
-    """Have the newest version be the candidate, whatever an earlier process was killed over."""
-    client.set_registered_model_alias(version.name, CANDIDATE, version.version)
+    """Have the newest whole version be the candidate, whatever an earlier process was killed over."""
+    every = client.search_model_versions(f"name = '{version.name}'")
+    if not any(int(one.version) > int(version.version) and is_whole(one) for one in every):
+        client.set_registered_model_alias(version.name, CANDIDATE, version.version)
     client.set_model_version_tag(version.name, version.version, WHOLE, "true")
 
 
@@ -158,12 +162,17 @@ def promote(client: Any, wanted: Promotion) -> None:
 
 def _aliases(client: Any, name: str) -> dict[str, str]:
     """Versions by alias."""
-    known = {model.name: model for model in client.search_registered_models()}
-    if name not in known:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        known = [model.name for model in client.search_registered_models(max_results=MOST_NAMED)]
         near = get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known)) or 'none yet'}"
-        raise UserError(f"no model is registered as {name!r}; {hint}")
-    return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
+        raise UserError(f"no model is registered as {name!r}; {hint}") from None
 
 
 def _measured(client: Any, home: Path, version: Any) -> Measured:

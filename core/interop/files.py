@@ -39,6 +39,8 @@ PLAN = 64 * 1024**2
 PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WEIGHT = re.compile(r"(weight|bias|tokens?|embed\w*)$")
 """What names of weights end in, and those of buffers of whole numbers do not."""
+DESCRIBES = {"model_type", "architectures", "architecture", "pretrained_cfg"}
+"""What the `config.json` of a model has; others are of something else that lies beside it."""
 CONVERT = (
     "nothing in it was run; where you trust who made it, write its tensors to safetensors yourself: "
     "`safetensors.torch.save_file({name: tensor, ...}, 'weights.safetensors')`, and use that file"
@@ -55,6 +57,8 @@ def open_checkpoint(path: Path, name: str) -> Checkpoint:
     folder = files[0].parent
     state: dict[str, Tensor] = {}
     config = json_beside(folder / "config.json")
+    if not config.keys() & DESCRIBES:  # That of a training program, perhaps, which says nothing of weights.
+        config = {}
     for file in files:
         weights, about = _read(file)
         state |= weights
@@ -171,7 +175,7 @@ def _tensors(found: Any) -> dict[str, Tensor]:
         if not isinstance(found, Mapping):
             kind = type(found).__name__
             raise NotThis(f"it holds a {kind}, not tensors by name; save the model's state_dict")
-        inner = next((found[key] for key in CONTAINERS if isinstance(found.get(key), Mapping)), None)
+        inner = next((found[key] for key in CONTAINERS if _holds_tensors(found.get(key))), None)
         if inner is None:
             break
         found = inner
@@ -180,6 +184,12 @@ def _tensors(found: Any) -> dict[str, Tensor]:
         some = ", ".join(map(str, list(found)[:4])) or "nothing"
         raise NotThis(f"it holds no tensors by name, but {some}")
     return state
+
+
+def _holds_tensors(found: Any) -> bool:
+    """Whether tensors are in it, or in what is in it."""
+    inside = list(found.values()) if isinstance(found, Mapping) else []
+    return any(isinstance(value, Tensor) or _holds_tensors(value) for value in inside)
 
 
 def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -138,7 +138,7 @@ class Answers:
             return Features(self._model, patches=False)
         if self.masks:
             keys = [str(number) for number in range(count)]
-            return Masks(self._model, place, keys, self._evaluate.batch, self._evaluate.blend)
+            return Masks(self._model, place, keys, min(self._evaluate.batch, self._micro), self._evaluate.blend)
         return Predictions(self._model)
 
     @property

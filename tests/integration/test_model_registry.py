@@ -362,3 +362,16 @@ def _until_up_at(address):
         except httpx.TransportError:
             time.sleep(0.2)
     raise AssertionError(f"{address} does not answer")
+
+
+def test_an_older_version_that_is_completed_late_does_not_become_the_candidate(tmp_path):
+    from mlflow import MlflowClient
+
+    from infra import registry
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client.create_registered_model("maeflow-x")
+    first, second = (client.create_model_version("maeflow-x", source=str(tmp_path)) for _ in range(2))
+    registry.complete(client, second)
+    registry.complete(client, first)
+    assert str(client.get_model_version_by_alias("maeflow-x", registry.CANDIDATE).version) == "2"

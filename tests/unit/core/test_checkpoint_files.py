@@ -231,6 +231,7 @@ def test_weights_of_any_container_are_the_same(tmp_path):
         "compiled": {f"_orig_mod.{k}": v for k, v in wanted.items()},
         "both": {f"module._orig_mod.{k}": v for k, v in wanted.items()},
         "slowfast": {"model_state": wanted},
+        "named": {"model": {"name": "vit"}, "state_dict": wanted},
     }
     for kind, content in kinds.items():
         for legacy in (False, True):
@@ -319,6 +320,14 @@ def test_a_configuration_of_other_types_is_refused_with_what_it_says(tmp_path, b
 def read_whole(path):
     found = open_checkpoint(path, "given")
     return recognise(found).read(found, HINT)
+
+
+def test_a_configuration_of_something_else_beside_a_file_is_left_alone(tmp_path):
+    torch.save(weights(), tmp_path / "mae.pth")
+    (tmp_path / "config.json").write_text('{"lr": 1}')
+    read = open_checkpoint(tmp_path / "mae.pth", "mae.pth")
+    assert read.config == {}
+    assert recognise(read).name == "facebookresearch/mae"
 
 
 def test_a_folder_with_several_files_asks_which(tmp_path):
