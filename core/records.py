@@ -145,6 +145,8 @@ class TunedModel(Record):
     """Digest of the labelled data."""
     metrics: dict[str, float]
     """Metrics of the best checkpoint on the validation split, and the last training loss."""
+    checkpoint: str = ""
+    """Name of the foreign checkpoint that it is, head and all; empty of one that was tuned here."""
 
 
 class EvalReport(Record):

@@ -83,7 +83,11 @@ def _what(subject: Subject, target: str) -> str:
     )
     tuned = subject.tuned
     if tuned is None:
-        what += ", as the encoder without its decoder." if not subject.with_decoder else ", with its decoder."
+        what += (
+            f", with its decoder, {_target(subject)}."
+            if subject.with_decoder
+            else ", as the encoder without its decoder."
+        )
     else:
         kind = tuned.target.task.kind.value.replace("_", " ")
         what += f" and tuned for a {kind} task with {tuned.target.outputs} outputs."
@@ -96,6 +100,13 @@ def _origin(subject: Subject) -> str:
     """Where its encoder comes from."""
     name = subject.checkpoint
     return f"taken over from the checkpoint {name}" if name else "pretrained as a masked autoencoder (He et al. 2021)"
+
+
+def _target(subject: Subject) -> str:
+    """What its decoder predicts."""
+    if subject.model.norm_pix is None:
+        return "of which nobody says how the pixels were normalised that it learned to predict"
+    return f"which predicts the pixels of hidden patches (`norm_pix`: {subject.model.norm_pix})"
 
 
 def _inputs(subject: Subject) -> str:

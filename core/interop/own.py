@@ -131,7 +131,7 @@ def _foreign(state: State, record: ModelRecord, recipe: Mapping[str, Any]) -> Fo
         record.model,
         spec_of(geometry),
         Preprocessing(units_of(record.modality), statistics.mean, statistics.std, "its own record"),
-        _norm_pix(recipe) if "decoder.pred.weight" in weights else None,
+        _target(record, recipe) if "decoder.pred.weight" in weights else None,
         classes=classes,
         leftover=leftover,
         notes=(f"a head of segmentation lies beside the encoder ({len(leftover)} weights)",) if leftover else (),
@@ -173,6 +173,12 @@ def _named(state: State) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     head = ("head.", "fc_norm.")
     kept = {name: value for name, value in state.items() if name not in leftover}
     return {name if name.startswith(head) else f"encoder.{name}": value for name, value in kept.items()}, leftover
+
+
+def _target(record: ModelRecord, recipe: Mapping[str, Any]) -> NormPix | None:
+    """How a decoder's target was normalised; the recipe tells nothing of one that comes from elsewhere."""
+    said = record.norm_pix if isinstance(record, PretrainedEncoder) else None
+    return said if said or record.checkpoint else _norm_pix(recipe)
 
 
 def _norm_pix(recipe: Mapping[str, Any]) -> NormPix | None:

@@ -110,8 +110,7 @@ class Subject:
     @property
     def checkpoint(self) -> str:
         """Name of the foreign checkpoint that its encoder is; empty of one that was pretrained here, or not known."""
-        source = self.record if isinstance(self.record, PretrainedEncoder) else self.encoder
-        return source.checkpoint if source else ""
+        return self.record.checkpoint or (self.encoder.checkpoint if self.encoder else "")
 
     @property
     def data(self) -> Iterator[tuple[str, PreparedData, dict[str, Any]]]:
@@ -121,8 +120,8 @@ class Subject:
         if isinstance(pretrained, PretrainedEncoder) and not pretrained.checkpoint:
             purposes.setdefault(pretrained.prepared, []).append("pretraining")
         if self.tuned:
-            tuned_here = bool(self.tuned.metrics)
-            purposes.setdefault(self.tuned.prepared, []).append("fine-tuning" if tuned_here else "the order of classes")
+            purpose = "the order of classes" if self.tuned.checkpoint else "fine-tuning"
+            purposes.setdefault(self.tuned.prepared, []).append(purpose)
         for digest, several in purposes.items():
             prepared = self._beside("prepare", digest, PreparedData)
             if prepared is not None:

@@ -113,6 +113,7 @@ def adopt_tuned(
         encoder=encoder.digest,
         prepared=labelled.digest,
         metrics={},
+        checkpoint=checkpoint.name,
     )
 
 

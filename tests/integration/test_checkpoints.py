@@ -243,7 +243,7 @@ def test_a_tuned_checkpoint_predicts_what_it_did_with_its_classes_in_the_order_o
     encoder = finished(at, "pretrain", "a", lambda work: adopt(recipe, data, place, work))
     assert encoder.head == 2
     tuned = finished(at, "finetune", "b", lambda work: adopt_tuned(recipe, encoder, data, place, work))
-    assert tuned.pool == "cls"
+    assert (tuned.pool, tuned.checkpoint) == ("cls", place.name)
     store = PreparedStore.open(at.home.resolve(data.folder))
     records = store.rows(store.ids("test"))
     model_here = ready(at.home.resolve(tuned.folder), torch.device("cpu"))
