@@ -48,8 +48,11 @@ class Request(Config):
 
     @property
     def file(self) -> str:
-        """Where the request stands while the work is done, relative to the home: what the file's name begins with."""
-        return f"runs/requests/{self.title}"
+        """Where the request stands while the work is done, relative to the home: what the file's name begins with.
+
+        With the owner's own files where sources are private: places of outputs may name people, too.
+        """
+        return f"{'private' if self.private else 'runs'}/requests/{self.title}"
 
     @property
     def place(self) -> str:
@@ -131,11 +134,6 @@ class ApplyRequest(Request):
     def title(self) -> str:
         """What is done."""
         return self.kind
-
-    @property
-    def file(self) -> str:
-        """With the owner's own files where sources are private: places of outputs may name people, too."""
-        return f"{'private' if self.private else 'runs'}/requests/{self.kind}"
 
     def check(self, record: PretrainedEncoder | TunedModel) -> None:
         """Refuse a model that cannot do what is asked.

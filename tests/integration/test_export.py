@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from core import recipes
-from core.config import ModelConfig
+from core.config import ModelConfig, NormPix
 from core.errors import NotThis, StageError, UserError
 from core.interop import agreement, formats, graphs, outgoing
 from core.interop.building import autoencoder, classifier, encoder
@@ -34,7 +34,7 @@ from core.modality import Item
 from core.model.mae import MaskedAutoencoder
 from core.model.patches import PatchSpec
 from core.records import read_model, write_record
-from core.request import Place
+from core.request import ExportRequest, Place
 from core.stages.adopt import adopt
 from core.stages.ready import ready
 from core.stages.work import Work
@@ -405,6 +405,28 @@ def test_what_was_taken_over_at_another_size_leaves_as_evaluation_sees_it(larger
 
         model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
         assert (model(x) - seen.model.features(x)).abs().max() <= 1e-5
+
+
+def test_a_card_says_where_a_model_was_tuned_and_what_a_decoder_predicts(pictures, larger, tmp_path):
+    home, _, folder = pictures
+    here = Subject.at(folder, home)
+    for changes, purpose in (({"metrics": {}}, "fine-tuning"), ({"checkpoint": "x"}, "the order of classes")):
+        found = replace(here, record=here.record.model_copy(update=changes))
+        assert [what for what, *_ in found.data][-1].endswith(purpose)
+        assert found.checkpoint == changes.get("checkpoint", "")
+    home, folder = larger
+    record = read_model(folder)
+    for target, said in ((NormPix.NONE, "(`norm_pix`: none)"), (None, "nobody says how the pixels")):
+        write_record(record.model_copy(update={"norm_pix": target}), folder)
+        _, out = given(home, folder, "safetensors", tmp_path / str(target), with_decoder=True)
+        assert said in (out / "README.md").read_text()
+        assert Own().read(open_checkpoint(out / "model.safetensors", "out")).norm_pix == target
+
+
+def test_requests_of_private_sources_stand_with_the_owners_files():
+    common = {"home": "/h", "model": "/m", "to": "onnx", "out": "/patients/meyer"}
+    for modality, folder in (("medical", "private"), ("image", "runs")):
+        assert ExportRequest(modality=modality, **common).file == f"{folder}/requests/export"
 
 
 def test_a_file_out_of_its_folder_says_what_it_can(pictures, tmp_path):
