@@ -261,7 +261,8 @@ def test_a_registration_that_was_cut_short_behind_the_version_gets_its_alias(reg
     assert registry.is_whole(registry.find(registered.client, record))
 
 
-def test_promote_shows_both_tests_and_moves_the_champion(registered):
+def test_promote_shows_both_tests_and_moves_the_champion(registered, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registered.address)  # MLflow's store asks for models by it.
     first = CliRunner().invoke(app, ["promote", NAME, "--home", str(registered.home)])
     assert f"models:/{NAME}@champion is version 1" in first.output
     old, home = read_model(registered.tuned), registered.home
