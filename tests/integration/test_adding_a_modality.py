@@ -14,6 +14,7 @@ PAGE = ROOT / "docs" / "adding-a-modality.md"
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 
 
+@pytest.mark.long
 def test_every_block_of_the_page_does_what_it_says(tmp_path):
     (tmp_path / "wheels").mkdir()
     place = tmp_path / "here"
