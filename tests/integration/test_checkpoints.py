@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from core import recipes
+from core.config import TaskKind
 from core.data.sources import listing
 from core.digests import prepare_digest
 from core.errors import UserError
@@ -285,7 +286,7 @@ def test_a_head_for_other_classes_is_refused(tuned_by_others, tmp_path):
 def test_a_head_gives_no_masks(tuned_by_others, tmp_path):
     _, place, at, recipe, data = tuned_by_others
     encoder = finished(at, "pretrain", "h", lambda work: adopt(recipe, data, place, work))
-    masks = data.target.task.model_copy(update={"kind": "segmentation"})
+    masks = data.target.task.model_copy(update={"kind": TaskKind.SEGMENTATION})
     dense = data.model_copy(update={"target": data.target.model_copy(update={"task": masks})})
     with pytest.raises(UserError, match="a head from elsewhere gives no masks here"):
         adopt_tuned(recipe, encoder, dense, place, Work(at.home, "i", tmp_path))
