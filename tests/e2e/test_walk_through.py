@@ -118,7 +118,7 @@ def test_the_form_refuses_and_then_starts_a_run(stack, walk, browser):
     assert {run["id"] for run in stack.newest()} - before == {walk.runs["form"]}
     run = stack.run(walk.runs["form"])
     # What nobody has filled in, a form sends as None.
-    before = {"labelled": None} | stack.deployment("image/tiny")["parameters"]
+    before = {"labelled": None, "checkpoint": None} | stack.deployment("image/tiny")["parameters"]
     assert differing(run["parameters"], before) == {"pretrain.epochs"}
 
 

@@ -78,6 +78,8 @@ def maeflow(packages, tmp_path):
 
     def run(*arguments, debug=False):
         command = [str(Path(sys.executable).with_name("maeflow")), *map(str, arguments), "--home", str(home)]
+        if arguments[0] in {"run", "pretrain", "finetune"}:  # What is registered is searched in the tests of scans.
+            command += ["--set", "compute.registry=false"]
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("MAEFLOW", "PREFECT", "MLFLOW"))}
         kept |= {"PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, check=False, timeout=400, env=kept, cwd=tmp_path)
