@@ -35,6 +35,10 @@ class Stopped(Exception):  # noqa: N818 - it is no error: the work was saved and
     """The stage was asked to stop, saved what it had, and can be continued by the same command."""
 
 
+class NotThis(Exception):  # noqa: N818 - what is said of a file that is not right, not a failure.
+    """Why a checkpoint cannot be used, in a clause for people that follows the file's name."""
+
+
 def disk_full(error: BaseException) -> bool:
     """Whether ``error``, or what led to it, was a full disk or a used-up quota."""
     seen: BaseException | None = error
@@ -61,7 +65,3 @@ def discreet(error: BaseException) -> str:
 
 def _is_ours(file: str, root: Path) -> bool:
     return Path(file).relative_to(root).parts[0] in ("core", "modalities", "flows", "infra")
-
-
-class NotThis(Exception):  # noqa: N818 - what is said of a file that is not right, not a failure.
-    """Why a checkpoint cannot be used, in a clause for people that follows the file's name."""

@@ -20,10 +20,10 @@ def find(folder: Path, out: Path) -> Path | None:
         UserError: if there is no model, its plugin is not installed, or it brings no small source.
     """
     from core.data.prepare import named_items
+    from core.model.weights import recipe_of
     from core.records import read_model
     from core.registry import plugin_for
     from core.stages.answering import Answers, Sent
-    from core.stages.ready import recipe_of
     from core.testing.subject import sample_source
 
     record = read_model(folder)

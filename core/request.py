@@ -1,5 +1,6 @@
 """What a launcher asks of a process: one JSON document."""
 
+from abc import abstractmethod
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
@@ -42,9 +43,9 @@ class Request(Config):
     """Absolute path of the home folder."""
 
     @property
+    @abstractmethod
     def title(self) -> str:
         """What the work is called in errors."""
-        raise NotImplementedError
 
     @property
     def file(self) -> str:
@@ -60,13 +61,13 @@ class Request(Config):
         return self.home
 
     @property
+    @abstractmethod
     def private(self) -> bool:
         """Whether names of the source may tell who somebody is; nothing of them may then leave the process.
 
         Raises:
             UserError: if the modality is not installed.
         """
-        raise NotImplementedError
 
 
 class StageRequest(Request):
@@ -108,27 +109,42 @@ class StageRequest(Request):
         return isinstance(modality, str) and plugin_info(modality).private
 
 
-class ApplyRequest(Request):
+class ModelRequest(Request):
+    """A finished model that is to be used."""
+
+    modality: str
+    """The plugin it was trained with."""
+    model: str
+    """Absolute path of the folder that holds the model."""
+    out: str
+    """Absolute path of what is to be written."""
+    overwrite: bool = False
+    """Whether what another request has left there may be replaced."""
+
+    @property
+    def place(self) -> str:
+        """The output."""
+        return self.out
+
+    @property
+    def private(self) -> bool:
+        """Whether the modality's sources are."""
+        return plugin_info(self.modality).private
+
+
+class ApplyRequest(ModelRequest):
     """A finished model, and the files that it is to be applied to."""
 
     kind: Literal["embed", "predict"]
     """Features of an encoder, or what a tuned model says."""
-    modality: str
-    """The plugin that reads the files."""
-    model: str
-    """Absolute path of the folder that holds the model."""
     source: str
     """Absolute path of a folder, file, manifest or saved dataset; its public name where that is private."""
-    out: str
-    """Absolute path of what is to be written."""
     patches: bool = False
     """Whether features are of each patch, and not of the whole."""
     batch: Annotated[int, Field(ge=1)] | None = None
     """Records that go through the model at once; default: as many as in evaluation."""
     sets: tuple[str, ...] = ()
     """Changes to how the work is carried out, as ``key.key=value`` of a recipe."""
-    overwrite: bool = False
-    """Whether results of another request may be replaced."""
 
     @property
     def title(self) -> str:
@@ -157,44 +173,16 @@ class ApplyRequest(Request):
         if self.modality != record.modality:
             raise UserError(f"{record.digest} was made by the modality {record.modality!r}, not {self.modality!r}")
 
-    @property
-    def place(self) -> str:
-        """The output."""
-        return self.out
 
-    @property
-    def private(self) -> bool:
-        """Whether the modality's sources are."""
-        return plugin_info(self.modality).private
-
-
-class ExportRequest(Request):
+class ExportRequest(ModelRequest):
     """A finished model that is to be written in the form of another tool."""
 
-    modality: str
-    """The plugin it was trained with."""
-    model: str
-    """Absolute path of the folder that holds the model."""
     to: str
     """The format, as `maeflow export --to` calls it."""
-    out: str
-    """Absolute path of the folder that is to be written."""
     with_decoder: bool = False
     """Whether the decoder of an encoder goes along."""
-    overwrite: bool = False
-    """Whether an earlier export may be replaced."""
 
     @property
     def title(self) -> str:
         """What is done."""
         return "export"
-
-    @property
-    def place(self) -> str:
-        """The folder to write."""
-        return self.out
-
-    @property
-    def private(self) -> bool:
-        """Whether the modality's sources are."""
-        return plugin_info(self.modality).private

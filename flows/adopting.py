@@ -12,6 +12,7 @@ from core.records import PreparedData, read_record
 from core.request import StageRequest
 from core.workspace import Home
 from flows import console
+from flows.finished import finished_folder
 from infra import devices
 from infra.launchers import SubprocessLauncher, Watch
 
@@ -19,7 +20,7 @@ from infra.launchers import SubprocessLauncher, Watch
 def adopted(checkpoint: str, recipe: str | None, overrides: Sequence[str], prepared: str | None, home: Home) -> Path:
     """The finished folder of the encoder in ``checkpoint``, for the data that ``recipe`` describes; tells its account.
 
-    ``prepared`` is the folder of prepared data whose statistics serve where the checkpoint's own do not apply.
+    ``prepared`` names the prepared data whose statistics serve where the checkpoint's own do not apply.
 
     Raises:
         UserError: if no recipe is given, or the checkpoint cannot be used.
@@ -27,7 +28,7 @@ def adopted(checkpoint: str, recipe: str | None, overrides: Sequence[str], prepa
     if recipe is None:
         raise UserError("--checkpoint needs --recipe, which says what kind of data it is for, such as image/vit_base")
     described = load(recipe, overrides)
-    data = read_record(Path(prepared), PreparedData) if prepared else None
+    data = read_record(finished_folder(home, prepared, "prepare"), PreparedData) if prepared else None
     place = located(checkpoint)
     request = StageRequest(
         stage="pretrain",

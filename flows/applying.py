@@ -9,11 +9,12 @@ from typing import Literal
 
 from core.data.parts import Output, about_of
 from core.errors import StageLost, StagePreempted, UserError
-from core.records import RECORD_FILE, TunedModel, read_model
+from core.records import TunedModel, read_model
 from core.registry import plugin_info
 from core.request import ApplyRequest
 from core.workspace import Home
 from flows import console
+from flows.finished import finished_folder
 from flows.privacy import discretion, source_name
 from infra.launchers import Watch, run_process
 
@@ -21,21 +22,6 @@ ATTEMPTS = 3
 """How often work is begun whose process dies; each goes on from where the last one was."""
 REASONS = 5
 """Different reasons that are shown, the most frequent first."""
-
-
-def model_folder(home: Home, given: str) -> Path:
-    """The finished folder of an encoder or a tuned model that a path, its record or its name mean.
-
-    Raises:
-        UserError: if there is none.
-    """
-    named = [home.stage(stage, given).final for stage in ("pretrain", "finetune")]
-    for candidate in (Path(given), *named, home.resolve(given)):
-        folder = candidate.parent if candidate.name == RECORD_FILE else candidate
-        if (folder / RECORD_FILE).is_file():
-            read_model(folder)
-            return folder.absolute()
-    raise UserError(f"{given} is no finished folder of pretrain or finetune; `maeflow runs` lists those there are")
 
 
 def apply(
@@ -56,7 +42,7 @@ def apply(
         UserError: if the request is wrong.
         StageError: if the work failed.
     """
-    folder = model_folder(Home(home), record)
+    folder = finished_folder(Home(home), record, "pretrain", "finetune")
     model = read_model(folder)
     place = Path(out).absolute()
     plugin_info(model.modality)  # One that is not installed is told of before anything else.

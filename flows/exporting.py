@@ -9,7 +9,8 @@ from core.registry import plugin_info
 from core.request import ExportRequest
 from core.workspace import Home
 from flows import console
-from flows.applying import model_folder, writable
+from flows.applying import writable
+from flows.finished import finished_folder
 from flows.privacy import discretion
 from infra.launchers import Watch, run_process
 
@@ -21,7 +22,7 @@ def export(record: str, to: str, out: str, home: Path, *, with_decoder: bool = F
         UserError: if the request is wrong, or the format has no place for the model.
         StageError: if what was written disagrees with the model; nothing is left of it then.
     """
-    folder = model_folder(Home(home), record)
+    folder = finished_folder(Home(home), record, "pretrain", "finetune")
     modality = read_model(folder).modality
     plugin_info(modality)  # One that is not installed is told of before anything else.
     check_format(to)

@@ -10,10 +10,11 @@ from typing import Any
 
 from core.config import Recipe
 from core.errors import UserError
-from core.records import RECORD_FILE, PreparedData, PretrainedEncoder, TunedModel, read_record
+from core.records import PreparedData, PretrainedEncoder, TunedModel, read_record
 from core.request import StageName
 from core.workspace import Home
 from flows import console, stages
+from flows.finished import finished_folder
 from flows.pipeline import open_context, parameters, refuse_nothing
 from flows.privacy import refuse_paths
 from flows.sources import DataSource
@@ -100,10 +101,10 @@ def _call(stage: StageName, home: Home, inputs: dict[str, str | None]) -> stages
     if stage == "prepare":
         return stages.prepare(str(inputs["source"]))
     given = inputs.get("labelled")
-    labelled = read_record(_folder(home, "prepare", given), PreparedData) if given else None
+    labelled = read_record(finished_folder(home, given, "prepare"), PreparedData) if given else None
     checkpoint = inputs.get("checkpoint")
     if stage == "pretrain":
-        data = read_record(_folder(home, "prepare", inputs["prepared"]), PreparedData)
+        data = read_record(finished_folder(home, str(inputs["prepared"]), "prepare"), PreparedData)
         start = stages.adopt(checkpoint, data, further=True).record if checkpoint else None
         return stages.pretrain([(data, 1.0)], labelled or (data if data.target else None), start)
     if checkpoint:
@@ -111,9 +112,9 @@ def _call(stage: StageName, home: Home, inputs: dict[str, str | None]) -> stages
             raise UserError("--from and --checkpoint both say what to start from; give one of them")
         return _from_checkpoint(stage, checkpoint, labelled)
     if stage == "finetune":
-        encoder = read_record(_folder(home, "pretrain", _required(inputs, "encoder")), PretrainedEncoder)
+        encoder = read_record(finished_folder(home, _required(inputs, "encoder"), "pretrain"), PretrainedEncoder)
         return stages.finetune(encoder, labelled or _beside(home, "prepare", encoder.prepared, PreparedData))
-    tuned = read_record(_folder(home, "finetune", _required(inputs, "tuned")), TunedModel)
+    tuned = read_record(finished_folder(home, _required(inputs, "tuned"), "finetune"), TunedModel)
     encoder = _beside(home, "pretrain", tuned.encoder, PretrainedEncoder)
     return stages.evaluate(encoder, tuned, labelled or _beside(home, "prepare", tuned.prepared, PreparedData))
 
@@ -150,20 +151,6 @@ def _required(inputs: dict[str, str | None], name: str) -> str:
     if not given:
         raise UserError("nothing says what to start from: give --from, the folder of the stage before, or --checkpoint")
     return given
-
-
-def _folder(home: Home, stage: StageName, given: str | None) -> Path:
-    """The finished folder that a path, its record or its name mean.
-
-    Raises:
-        UserError: if there is none.
-    """
-    named = home.stage(stage, str(given)).final
-    for candidate in (Path(str(given)), named, home.resolve(str(given))):
-        folder = candidate.parent if candidate.name == RECORD_FILE else candidate
-        if (folder / RECORD_FILE).is_file():
-            return folder
-    raise UserError(f"{given} is no finished folder of the stage {stage}; `maeflow runs` lists those there are")
 
 
 def _beside(home: Home, stage: StageName, digest: str, kind: type[stages.R]) -> stages.R:

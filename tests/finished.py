@@ -7,11 +7,13 @@ from core import digests, recipes
 from core.config import TaskConfig
 from core.data.sources import listing
 from core.model.mae import MaskedAutoencoder
+from core.model.regrid import geometry_of
 from core.model.segmentation import head_for
+from core.model.weights import metadata_of
 from core.records import PretrainedEncoder, Statistics, Target, TunedModel, write_record
 from core.registry import plugin_for
 from core.stages import stage_function
-from core.stages.work import Work, geometry_of, versions
+from core.stages.work import Work, versions
 from core.tracking import NullTracker
 from core.workspace import Home
 
@@ -90,6 +92,6 @@ def _keep(home, record, files, recipe):
     folder = home.resolve(record.folder)
     folder.mkdir(parents=True)
     for name, module in files.items():
-        save_file(module.state_dict(), folder / name, {"maeflow": recipe.model_dump_json()})
+        save_file(module.state_dict(), folder / name, metadata_of(recipe))
     write_record(record, folder)
     return folder

@@ -12,15 +12,14 @@ from core.interop import building
 from core.interop.files import open_checkpoint
 from core.interop.foreign import Checkpoint, Foreign, Hint
 from core.interop.layout import Layout
-from core.interop.own import METADATA
 from core.interop.serving import load_classifier, load_encoder
 from core.interop.subject import Subject
 from core.model.heads import Head
 from core.model.mae import MaskedAutoencoder
 from core.model.masking import Mask
 from core.model.patches import PatchSpec
-from core.model.regrid import spec_of
-from core.model.segmentation import head_for
+from core.model.segmentation import head_of
+from core.model.weights import METADATA
 from core.records import TunedModel
 
 TOLERANCE = 1e-5
@@ -43,13 +42,18 @@ def compared(spec: PatchSpec, pairs: Sequence[tuple[Outputs, Outputs]], whose: s
     most, largest = OTHER_NORMS if loose else TOLERANCE, 0.0
     for ours, theirs in pairs:
         expected = ours(x)
-        off = float((expected - theirs(x)).abs().max()) / max(1.0, float(expected.abs().max()))
+        off = apart(expected, theirs(x))
         if not off <= most:  # NaN is no agreement either.
             raise StageError(
                 f"{whose} gives other outputs than the model: off by {off:.1e} where {most:.0e} is allowed"
             )
         largest = max(largest, off)
     return largest
+
+
+def apart(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference of outputs, in shares of our largest where that is above 1; NaN where one is."""
+    return float((ours - theirs).abs().max()) / max(1.0, float(ours.abs().max()))
 
 
 def outputs_of(subject: Subject) -> Outputs:
@@ -114,7 +118,7 @@ def _outputs(model: Foreign, *, tuned: bool) -> Outputs:
 def _segmenting(subject: Subject, opened: Checkpoint) -> list[tuple[Outputs, Outputs]]:
     """The same of a model that gives masks, whose head no layout but our own has."""
     record = TunedModel.model_validate(opened.config[METADATA]["record"])
-    model = head_for(record.target, spec_of(record.geometry), record.model, record.pool, record.segmenter)
+    model = head_of(record)
     try:
         model.load_state_dict(dict(opened.state))
     except RuntimeError as error:

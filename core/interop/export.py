@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from core.interop import formats, hubs
-from core.interop.layouts import LAYOUTS
+from core.interop.layouts import targets
 from core.interop.model_card import Written, card
 from core.interop.outgoing import CARD_FILE, CONTRACT_FILE, check_format, check_place
 from core.interop.subject import Subject, as_json, contract
@@ -24,9 +24,8 @@ OLD = ".old"
 def writers() -> dict[str, Writer]:
     """What writes each format, by the name that `maeflow export --to` gives it."""
     layouts: dict[str, Writer] = {
-        layout.target: partial(hubs.hf if layout.target in hubs.AXES.values() else formats.state_dict, layout)
-        for layout in LAYOUTS
-        if layout.target
+        name: partial(hubs.hf if name in hubs.AXES.values() else formats.state_dict, layout)
+        for name, layout in targets().items()
     }
     own: dict[str, Writer] = {
         "timm": hubs.timm,

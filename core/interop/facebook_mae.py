@@ -20,7 +20,7 @@ from core.interop.foreign import (
     architecture,
     patch_geometry,
 )
-from core.interop.layout import Layout, fixed_or_learned, grid_of, hinted_heads, sorted_out, whole_state
+from core.interop.layout import Target, fixed_or_learned, grid_of, hinted_heads, sorted_out, whole_state
 from core.interop.limits import Limits
 from core.interop.names import BLOCK, Fused, Names
 from core.interop.strangers import PARTS
@@ -51,7 +51,7 @@ EITHER = (
 )
 
 
-class FacebookMae(Layout):
+class FacebookMae(Target):
     """He et al. 2021, the authors' code."""
 
     name = "facebookresearch/mae"

@@ -18,8 +18,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from core.interop.foreign import Checkpoint, NotThis
+from core.errors import NotThis
+from core.interop.foreign import Checkpoint
 from core.interop.places import AGAIN, json_beside, weights_at
+from core.model.weights import METADATA
+from core.records import RECORD_FILE
 
 CONTAINERS = ("model", "state_dict", "model_state", "model_state_dict", "module", "net", "network")
 """Where training programs keep the weights among other things."""
@@ -63,9 +66,9 @@ def open_checkpoint(path: Path, name: str) -> Checkpoint:
         weights, about = _read(file)
         state |= weights
         config = config | about
-    if (folder / "record.json").is_file() and "maeflow" in config:
-        record = json_beside(folder / "record.json")
-        config = {"maeflow": {"recipe": config["maeflow"].get("recipe", config["maeflow"]), "record": record}}
+    if (folder / RECORD_FILE).is_file() and METADATA in config:
+        said, record = config[METADATA], json_beside(folder / RECORD_FILE)
+        config = {METADATA: {"recipe": said.get("recipe", said), "record": record}}
     return Checkpoint(name, _sound(_bare(state)), config, json_beside(folder / "preprocessor_config.json"), path)
 
 
@@ -152,12 +155,12 @@ def _unpickled(file: Path, reader: Callable[[Path], Any]) -> Any:
 def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(file, "pt") as opened:
-            about = (opened.metadata() or {}).get("maeflow")
+            about = (opened.metadata() or {}).get(METADATA)
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError, ValueError) as error:
         reason = str(error).partition(":")[2].strip() or "damaged"
         raise NotThis(f"it is a safetensors file that is cut short or damaged ({reason}); {AGAIN}") from None
-    return state, {"maeflow": _own_words(about)} if about else {}
+    return state, {METADATA: _own_words(about)} if about else {}
 
 
 def _own_words(text: str) -> dict[str, Any]:

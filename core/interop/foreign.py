@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from core.config import ModelConfig, NormPix
-from core.errors import NotThis as NotThis  # noqa: PLC0414 - mypy is told that it may be taken from here
+from core.errors import NotThis
 from core.model.patches import PatchSpec
 
 State = Mapping[str, Tensor]

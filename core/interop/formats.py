@@ -9,11 +9,12 @@ from safetensors.torch import save as to_safetensors
 from core.errors import NotThis, UserError
 from core.interop import graphs
 from core.interop.agreement import read_again
-from core.interop.layout import Layout
+from core.interop.layout import Target
 from core.interop.model_card import Written
-from core.interop.own import METADATA, WHOLE, Own, weights_in
+from core.interop.own import WHOLE, Own, weights_in
 from core.interop.serving import load_classifier, load_encoder
 from core.interop.subject import Subject, as_json
+from core.model.weights import METADATA
 from core.records import read_model
 from core.workspace import write_bytes, write_text
 
@@ -96,7 +97,7 @@ def program(subject: Subject, folder: Path) -> Written:
     return Written("pytorch", code, notes, (_agreement("The loaded program", off),))
 
 
-def state_dict(layout: Layout, subject: Subject, folder: Path) -> Written:
+def state_dict(layout: Target, subject: Subject, folder: Path) -> Written:
     """The file that the code of ``layout`` loads, and the same tensors as safetensors.
 
     Raises:

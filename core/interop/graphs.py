@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import StageError, UserError
+from core.interop.agreement import apart
 from core.model.patches import PatchSpec
 
 OPSET = 18
@@ -124,7 +125,7 @@ def _compared(module: nn.Module, spec: PatchSpec, other: Callable[[Tensor], Outp
     for batch in BATCHES:
         x = mean + std * torch.randn(batch, spec.channels, *spec.input_shape, generator=rng)
         for ours, theirs in zip(_several(module(x)), other(x), strict=True):
-            off = float((ours - theirs).abs().max()) / max(1.0, float(ours.abs().max()))
+            off = apart(ours, theirs)
             if not off <= TOLERANCE:  # NaN is no agreement either.
                 raise StageError(
                     f"{whose} gives other outputs than the model it was made of: off by {off:.1e} at a batch of "

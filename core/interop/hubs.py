@@ -14,8 +14,8 @@ from core.errors import NotThis, UserError
 from core.interop.formats import WEIGHTS
 from core.interop.hub_checks import checked_by_timm, checked_by_transformers
 from core.interop.hub_pictures import about_pictures, processors
-from core.interop.layout import Layout
-from core.interop.layouts import layout_called
+from core.interop.layout import Target
+from core.interop.layouts import targets
 from core.interop.model_card import Written
 from core.interop.subject import Subject, as_json
 from core.workspace import write_bytes, write_text
@@ -55,7 +55,7 @@ def timm(subject: Subject, folder: Path) -> Written:
         UserError: if timm has no place for such a model.
         StageError: if what timm loads computes something else.
     """
-    layout = layout_called("timm")
+    layout = targets()["timm"]
     if subject.with_decoder:
         raise UserError("--to timm: timm has no decoders; leave --with-decoder away")
     with _asked(layout):
@@ -74,7 +74,7 @@ def timm(subject: Subject, folder: Path) -> Written:
     return Written("timm", code, (*remarks, *about_pictures(subject, made=True)), (checked,))
 
 
-def hf(layout: Layout | None, subject: Subject, folder: Path) -> Written:
+def hf(layout: Target | None, subject: Subject, folder: Path) -> Written:
     """A folder that transformers' Auto classes load without a missing or a left-over weight.
 
     Raises:
@@ -84,7 +84,7 @@ def hf(layout: Layout | None, subject: Subject, folder: Path) -> Written:
     axes = len(subject.spec.grid)
     if layout is None and axes not in AXES:
         raise UserError(f"--to hf: transformers has models of two and three axes; this one has {axes}")
-    layout = layout or layout_called(AXES[axes])
+    layout = layout or targets()[AXES[axes]]
     with _asked(layout):
         state, config = layout.write(subject.model), layout.config(subject.model)
     notes = list(layout.remarks(subject.model))
@@ -150,7 +150,7 @@ def _shape(subject: Subject) -> tuple[int, ...]:
 
 
 @contextmanager
-def _asked(layout: Layout) -> Iterator[None]:
+def _asked(layout: Target) -> Iterator[None]:
     """What a layout says of a model it has no place for is the request's fault."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""The contract of a checkpoint layout: to know its files, to read them and to write them."""
+"""The contract of a checkpoint layout: to know its files, to read them and, of most, to write them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -23,8 +23,6 @@ class Layout(ABC):
 
     name: ClassVar[str]
     """Whose it is, for people."""
-    target: ClassVar[str] = ""
-    """What `maeflow export --to` calls it; empty where it is only read."""
 
     @abstractmethod
     def claims(self, checkpoint: Checkpoint) -> bool:
@@ -38,13 +36,16 @@ class Layout(ABC):
             NotThis: if it cannot be used, with the reason.
         """
 
-    def limits(self, model: Foreign) -> Limits:
-        """What a model such as ``model`` may be like in this layout.
 
-        Raises:
-            NotThis: if nothing is written in it.
-        """
-        raise NotThis(f"nothing is written in the layout of {self.name}")
+class Target(Layout):
+    """A layout that a model can be written in as well."""
+
+    target: ClassVar[str]
+    """What `maeflow export --to` calls it."""
+
+    @abstractmethod
+    def limits(self, model: Foreign) -> Limits:
+        """What a model such as ``model`` may be like in this layout."""
 
     def write(self, model: Foreign) -> dict[str, Tensor]:
         """The inverse: a state dict that the library loads strictly.
@@ -63,9 +64,9 @@ class Layout(ABC):
         """What the library will compute a little otherwise, a sentence each."""
         return self.limits(model).remarks(model)
 
+    @abstractmethod
     def _written(self, model: Foreign) -> dict[str, Tensor]:
         """`write`, of a model that is within the limits."""
-        raise NotImplementedError
 
 
 def whole_state(model: Foreign) -> dict[str, Tensor]:

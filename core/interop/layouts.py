@@ -4,7 +4,7 @@ from core.errors import NotThis
 from core.interop.audiomae import AudioMae
 from core.interop.facebook_mae import FacebookMae
 from core.interop.foreign import Checkpoint
-from core.interop.layout import Layout
+from core.interop.layout import Layout, Target
 from core.interop.mae_st import MaeSt
 from core.interop.monai import Monai
 from core.interop.own import Own
@@ -44,10 +44,6 @@ def recognise(checkpoint: Checkpoint) -> Layout:
     raise NotThis(f"{like}its names ({some} ...) are of no known layout: {known}")
 
 
-def layout_called(target: str) -> Layout:
-    """The layout that ``maeflow export --to`` calls ``target``.
-
-    Raises:
-        KeyError: if there is none.
-    """
-    return {layout.target: layout for layout in LAYOUTS if layout.target}[target]
+def targets() -> dict[str, Target]:
+    """Layouts to write in, by the name that ``maeflow export --to`` gives them."""
+    return {layout.target: layout for layout in LAYOUTS if isinstance(layout, Target)}

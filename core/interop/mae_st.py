@@ -15,7 +15,7 @@ from core.config import NormPix
 from core.errors import NotThis
 from core.interop.facebook_mae import DECODER, ENCODER, HEAD, LAYERS, TARGETS
 from core.interop.foreign import Checkpoint, Foreign, Hint, Preprocessing, State, architecture, patch_geometry
-from core.interop.layout import Layout, fixed_or_learned, grid_of, hinted_heads, sorted_out, whole_state
+from core.interop.layout import Target, fixed_or_learned, grid_of, hinted_heads, sorted_out, whole_state
 from core.interop.limits import Limits
 from core.interop.names import ALL_BIASES, BLOCK, NO_BIAS, Names, Split, block_numbers
 
@@ -30,7 +30,7 @@ LAST_FRAME = (
 )
 
 
-class MaeSt(Layout):
+class MaeSt(Target):
     """Feichtenhofer et al. 2022, the authors' code and SlowFast's."""
 
     name = "facebookresearch/mae_st"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from core.errors import NotThis
 from core.interop.foreign import Checkpoint, Foreign, Hint, State, architecture, patch_geometry
-from core.interop.layout import Layout, fixed_or_learned, grid_of, hinted_heads, sorted_out, whole_state
+from core.interop.layout import Target, fixed_or_learned, grid_of, hinted_heads, sorted_out, whole_state
 from core.interop.limits import Limits, any_value
 from core.interop.names import ALL_BIASES, NO_BIAS, Fused, Names, block_numbers
 
@@ -44,7 +44,7 @@ UNUSED_SAID = "{} weights of a cross-attention that MONAI's model never computes
 NO_TOKEN_PLACE = "that layout gives the class token no position in its decoder, and this model does"  # noqa: S105
 
 
-class Monai(Layout):
+class Monai(Target):
     """Project MONAI's Vision Transformers."""
 
     name = "MONAI (MaskedAutoEncoderViT, ViT)"

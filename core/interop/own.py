@@ -4,14 +4,12 @@ In a file, metadata under the key ``maeflow`` is one JSON text: the recipe alone
 ``record.json`` says the rest, or ``{"recipe": ..., "record": ...}`` in what `maeflow export --to safetensors` writes.
 """
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -20,12 +18,10 @@ from core.errors import NotThis, UserError
 from core.interop.foreign import Checkpoint, Foreign, Hint, Preprocessing, State, patch_geometry
 from core.interop.layout import Layout, grid_of
 from core.model.regrid import geometry_of, on_grid, spec_of
-from core.recipes import resolve
+from core.model.weights import METADATA, recipe_of
 from core.records import PretrainedEncoder, TunedModel, read_model
 from core.registry import plugin_for, plugin_info
 
-METADATA = "maeflow"
-"""Key of what a file of weights says of itself."""
 WHOLE = "autoencoder.safetensors"
 """Encoder and decoder in the folder of a finished pretraining."""
 ModelRecord = PretrainedEncoder | TunedModel
@@ -82,10 +78,7 @@ def evaluated(record: ModelRecord, folder: Path) -> tuple[ModelRecord, Recipe]:
     Raises:
         UserError: if the weights do not say by which recipe they were made, or its plugin is not installed.
     """
-    said = said_by(folder / record.weights)
-    if not said:
-        raise UserError(f"{folder / record.weights} does not say by which recipe it was made; name another folder")
-    recipe = resolve(said.get("recipe", said), f"in {record.weights}")
+    recipe = recipe_of(folder / record.weights)
     if isinstance(record, TunedModel):
         return record, recipe
     spec, old = plugin_for(recipe, "evaluate", recipe.pretrain.input_shape).patches(), spec_of(record.geometry)
@@ -104,14 +97,6 @@ def weights_in(file: Path, record: ModelRecord, seen: ModelRecord) -> dict[str, 
         for name in state.keys() & tables.keys():
             state[name] = on_grid(state[name], record, spec_of(seen.geometry), tables[name])
     return state
-
-
-def said_by(weights: Path) -> dict[str, Any]:
-    """What the file says of itself: its recipe, or recipe and record; nothing of one by another program."""
-    with safe_open(weights, "pt") as opened:
-        text = (opened.metadata() or {}).get(METADATA)
-    found: dict[str, Any] = json.loads(text) if text else {}
-    return found
 
 
 def units_of(modality: str) -> str:

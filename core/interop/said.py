@@ -1,6 +1,6 @@
 """Values out of JSON that others wrote, of the types they should have: nothing in such a file is believed unseen."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -19,11 +19,7 @@ def inner(config: Mapping[str, Any], key: str, file: str = FILE) -> Mapping[str,
     Raises:
         NotThis: if it is something else.
     """
-    found = config.get(key)
-    if found is None:
-        return {}
-    if not isinstance(found, Mapping):
-        raise wrong(key, found, "an object", file)
+    found: Mapping[str, Any] = _given(config, key, {}, lambda value: isinstance(value, Mapping), "an object", file)
     return found
 
 
@@ -33,12 +29,7 @@ def word(config: Mapping[str, Any], key: str, default: str = "", file: str = FIL
     Raises:
         NotThis: if it is something else.
     """
-    found = config.get(key)
-    if found is None:
-        return default
-    if not isinstance(found, str):
-        raise wrong(key, found, "text", file)
-    return found
+    return str(_given(config, key, default, lambda value: isinstance(value, str), "text", file))
 
 
 def whole(config: Mapping[str, Any], key: str, default: int, file: str = FILE) -> int:
@@ -47,12 +38,7 @@ def whole(config: Mapping[str, Any], key: str, default: int, file: str = FILE) -
     Raises:
         NotThis: if it is something else.
     """
-    found = config.get(key)
-    if found is None:
-        return default
-    if not is_whole(found, 0, MOST):
-        raise wrong(key, found, "a whole number", file)
-    return int(found)
+    return int(_given(config, key, default, lambda value: is_whole(value, 0, MOST), "a whole number", file))
 
 
 def number(config: Mapping[str, Any], key: str, default: float, file: str = FILE) -> float:
@@ -61,12 +47,7 @@ def number(config: Mapping[str, Any], key: str, default: float, file: str = FILE
     Raises:
         NotThis: if it is something else.
     """
-    found = config.get(key)
-    if found is None:
-        return default
-    if not is_number(found):
-        raise wrong(key, found, "a number", file)
-    return float(found)
+    return float(_given(config, key, default, is_number, "a number", file))
 
 
 def numbers(config: Mapping[str, Any], key: str, file: str = FILE) -> tuple[float, ...]:
@@ -75,13 +56,8 @@ def numbers(config: Mapping[str, Any], key: str, file: str = FILE) -> tuple[floa
     Raises:
         NotThis: if it is something else.
     """
-    found = config.get(key)
-    if found is None:
-        return ()
-    given = found if isinstance(found, list | tuple) else (found,)
-    if not all(is_number(value) for value in given):
-        raise wrong(key, found, "a list of numbers", file)
-    return tuple(float(value) for value in given)
+    found = _given(config, key, (), lambda value: all(map(is_number, _listed(value))), "a list of numbers", file)
+    return tuple(float(value) for value in _listed(found))
 
 
 def names(config: Mapping[str, Any], key: str, file: str = FILE) -> tuple[str, ...]:
@@ -90,12 +66,25 @@ def names(config: Mapping[str, Any], key: str, file: str = FILE) -> tuple[str, .
     Raises:
         NotThis: if it is something else.
     """
+    several = (Mapping, list, tuple)
+    found = _given(config, key, (), lambda value: isinstance(value, several), "a list of names", file)
+    return tuple(str(name) for name in (found.values() if isinstance(found, Mapping) else found))
+
+
+def _given(
+    config: Mapping[str, Any], key: str, default: Any, right: Callable[[Any], bool], wanted: str, file: str
+) -> Any:
+    """What stands under ``key``, or ``default``; refused unless it is ``right``, which ``wanted`` puts into words."""
     found = config.get(key)
     if found is None:
-        return ()
-    if not isinstance(found, Mapping | list | tuple):
-        raise wrong(key, found, "a list of names", file)
-    return tuple(str(name) for name in (found.values() if isinstance(found, Mapping) else found))
+        return default
+    if not right(found):
+        raise wrong(key, found, wanted, file)
+    return found
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 def is_whole(value: Any, least: int, most: int) -> bool:

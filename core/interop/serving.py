@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from core.interop.own import evaluated, weights_in
 from core.model.heads import Head
 from core.model.mae import Encoder
 from core.model.regrid import spec_of
-from core.model.segmentation import head_for
+from core.model.segmentation import tuned_from
 from core.records import PretrainedEncoder, TunedModel, read_record
 
 
@@ -76,7 +75,5 @@ def load_classifier(folder: Path) -> ServedClassifier:
     """
     record = read_record(folder, TunedModel)
     statistics = record.statistics
-    model = head_for(record.target, spec_of(record.geometry), record.model, record.pool, record.segmenter)
-    model.load_state_dict(load_file(folder / record.weights))
-    served = ServedClassifier(model, torch.tensor(statistics.mean), torch.tensor(statistics.std))
-    return served.eval()
+    model = tuned_from(folder, record)
+    return ServedClassifier(model, torch.tensor(statistics.mean), torch.tensor(statistics.std)).eval()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from core.errors import NotThis
 from core.interop.facebook_mae import ENCODER, HEAD, other_parts
 from core.interop.foreign import Checkpoint, Foreign, Hint, State, architecture, patch_geometry
-from core.interop.layout import Layout, fixed_or_learned, grid_of, hinted_heads, sorted_out, whole_state
+from core.interop.layout import Target, fixed_or_learned, grid_of, hinted_heads, sorted_out, whole_state
 from core.interop.limits import Limits
 from core.interop.names import ALL_BIASES, BLOCK, NO_BIAS, Fused, Names
 from core.interop.timm_config import built_from, check_against, names_said, preprocessing_said
@@ -22,7 +22,7 @@ BASIS = "vit_base_patch16_224"
 """The architecture whose arguments are replaced on export."""
 
 
-class Timm(Layout):
+class Timm(Target):
     """Vision Transformers of timm."""
 
     name = "timm"
@@ -79,9 +79,7 @@ class Timm(Layout):
         Raises:
             NotThis: if the layout has no place for such a model.
         """
-        alone = model.without_decoder()
-        self.limits(alone).check(alone)
-        return NAMES.theirs(whole_state(alone))
+        return super().write(model.without_decoder())
 
     def config(self, model: Foreign) -> dict[str, Any]:
         """What ``timm.create_model("local-dir:...")`` builds the model from."""
@@ -116,6 +114,9 @@ class Timm(Layout):
             },
             **({"label_names": list(model.classes)} if model.classes else {}),
         }
+
+    def _written(self, model: Foreign) -> dict[str, Tensor]:
+        return NAMES.theirs(whole_state(model))
 
 
 def with_token_position(state: State, built: Any | None) -> Tensor:

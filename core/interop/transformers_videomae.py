@@ -26,7 +26,7 @@ from core.interop.hub_config import (
     preprocessing_in,
     sizes,
 )
-from core.interop.layout import Layout, hinted_heads, sorted_out, whole_state
+from core.interop.layout import Target, hinted_heads, sorted_out, whole_state
 from core.interop.limits import Limits
 from core.interop.names import NO_BIAS, NO_KEY_BIAS, Names, Split
 from core.interop.videomae import clips, drop_joint, with_embed_bias
@@ -55,7 +55,7 @@ NO_NORM = (
 PLAIN = "its decoder predicts colours between 0 and 1 as they are, a target that none here has"
 
 
-class TransformersVideoMae(Layout):
+class TransformersVideoMae(Target):
     """VideoMAE as transformers has it."""
 
     name = "transformers (VideoMAE)"

@@ -25,7 +25,7 @@ from core.interop.hub_config import (
     preprocessing_in,
     sizes,
 )
-from core.interop.layout import Layout, fixed_or_learned, grid_of, hinted_heads, sorted_out, whole_state
+from core.interop.layout import Target, fixed_or_learned, grid_of, hinted_heads, sorted_out, whole_state
 from core.interop.limits import Limits
 from core.interop.names import ALL_BIASES, NO_BIAS, NO_KEY_BIAS, Names, Split
 from core.interop.transformers_videomae import BLOCK as FILE_BLOCK
@@ -44,7 +44,7 @@ PREFIXES = ("vit.", "beit.", "")
 KINDS = ("vit", "vit_mae", "beit")
 
 
-class TransformersVit(Layout):
+class TransformersVit(Target):
     """ViTMAE, ViT and plain BEiT as transformers has them."""
 
     name = "transformers (ViTMAE, ViT)"

@@ -12,7 +12,7 @@ from core.config import NormPix
 from core.errors import NotThis
 from core.interop.facebook_mae import imagenet
 from core.interop.foreign import Checkpoint, Foreign, Hint, State, architecture, patch_geometry
-from core.interop.layout import Heads, Layout, hinted_heads, is_joint, sorted_out, whole_state
+from core.interop.layout import Heads, Target, hinted_heads, is_joint, sorted_out, whole_state
 from core.interop.limits import Limits
 from core.interop.names import BLOCK, NO_BIAS, NO_KEY_BIAS, Fused, Names
 from core.model.patches import PatchSpec
@@ -53,7 +53,7 @@ DECODER_HEADS = {640: 8}
 ASSUMED = "the file does not say the size of its clips: {} x {} x {} is assumed, as in all published ones"
 
 
-class VideoMae(Layout):
+class VideoMae(Target):
     """Tong et al. 2022, the authors' code."""
 
     name = "MCG-NJU/VideoMAE"

@@ -22,7 +22,7 @@ def spec_of(geometry: Geometry) -> PatchSpec:
 
 
 def weights_at(folder: Path, record: PretrainedEncoder, spec: PatchSpec) -> dict[str, Tensor]:
-    """`encoder_weights` of an encoder whose files are in ``folder``."""
+    """The weights of an encoder in ``folder``, its positions brought to the grid of ``spec`` where that differs."""
     weights: dict[str, Tensor] = load_file(folder / record.weights)
     weights["pos_embed"] = on_grid(weights["pos_embed"], record, spec, record.model.width)
     return weights

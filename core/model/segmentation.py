@@ -5,15 +5,18 @@ for patches of any extent: the extent along each axis is divided into a factor f
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from core.config import ModelConfig, SegmenterConfig, TaskKind
 from core.model.heads import Classifier, Head
 from core.model.mae import attention_mask
 from core.model.patches import PatchSpec
-from core.records import Target
+from core.model.regrid import spec_of
+from core.records import Target, TunedModel
 
 LEVELS = 4
 """Steps from the grid of patches to full resolution, and depths of the encoder whose tokens are read."""
@@ -78,6 +81,18 @@ def head_for(
     if target.task.kind is TaskKind.SEGMENTATION:
         return Segmenter(spec, config, target.outputs, segmenter or SegmenterConfig(), drop_path)
     return Classifier(spec, config, target.outputs, pool, drop_path)
+
+
+def head_of(record: TunedModel) -> Head:
+    """The freshly drawn model that ``record`` describes."""
+    return head_for(record.target, spec_of(record.geometry), record.model, record.pool, record.segmenter)
+
+
+def tuned_from(folder: Path, record: TunedModel) -> Head:
+    """The tuned model of ``record``, whose files are in ``folder``, on the CPU."""
+    model = head_of(record)
+    model.load_state_dict(load_file(folder / record.weights))
+    return model
 
 
 def read_depths(depth: int) -> Shape:

@@ -18,13 +18,15 @@ from core.interop.foreign import Foreign, Hint, Preprocessing
 from core.interop.layouts import recognise
 from core.interop.places import fingerprint
 from core.model.patches import PatchSpec
+from core.model.regrid import geometry_of
+from core.model.weights import metadata_of
 from core.records import PreparedData, PretrainedEncoder, Statistics, Target, TunedModel
 from core.request import Place
 from core.stages.beginning import MODEL_FILE
 from core.stages.finetune import MODEL_FILE as TUNED_FILE
 from core.stages.finetune import require_target
 from core.stages.pretrain import ENCODER_FILE
-from core.stages.work import Work, geometry_of, live_plugin, versions
+from core.stages.work import Work, live_plugin
 from core.workspace import write_bytes, write_text
 
 
@@ -47,17 +49,13 @@ def adopt(recipe: Recipe, data: PreparedData | None, checkpoint: Place, work: Wo
     account = account_of(checkpoint.name, model, whole, changed, inputs=inputs, wanted=recipe.model)
     _tell(account, work)
     decoder = model.model.decoder if model.has_decoder else recipe.model.decoder
-    metadata = {"maeflow": recipe.model_dump_json()}
+    metadata = metadata_of(recipe)
     write_bytes(work.folder / ENCODER_FILE, to_safetensors(_plain(whole.part("encoder")), metadata))
     if model.has_decoder:
         both = {name: value for name, value in whole.state.items() if name not in whole.head}
         write_bytes(work.folder / MODEL_FILE, to_safetensors(_plain(both), metadata))
     return PretrainedEncoder(
-        digest=work.digest,
-        folder=work.final_uri("pretrain"),
-        modality=recipe.modality,
-        recipe=recipe.name,
-        versions=versions(torch.device("cpu")),
+        **work.origin("pretrain", recipe, torch.device("cpu")),
         weights=ENCODER_FILE,
         model=whole.model.model_copy(update={"other_size": recipe.model.other_size, "decoder": decoder}),
         geometry=geometry_of(whole.geometry),
@@ -96,14 +94,10 @@ def adopt_tuned(
         raise UserError(f"checkpoint {checkpoint.name}: {reason}") from None
     inputs = "as of its encoder"
     _tell(account_of(checkpoint.name, model, whole, changed, inputs=inputs, wanted=recipe.model, head=head), work)
-    metadata = {"maeflow": recipe.model_dump_json()}
+    metadata = metadata_of(recipe)
     write_bytes(work.folder / TUNED_FILE, to_safetensors(_plain(classifier.state_dict()), metadata))
     return TunedModel(
-        digest=work.digest,
-        folder=work.final_uri("finetune"),
-        modality=recipe.modality,
-        recipe=recipe.name,
-        versions=versions(torch.device("cpu")),
+        **work.origin("finetune", recipe, torch.device("cpu")),
         weights=TUNED_FILE,
         model=encoder.model,
         geometry=geometry_of(spec),

@@ -25,9 +25,10 @@ from core.data.readers import one_thread
 from core.data.shards import DIED, SLOW, read_item
 from core.errors import UserError
 from core.modality import Item, Modality, Record, Unreadable
+from core.model.weights import recipe_of
 from core.processes import die_with, ends_after
 from core.records import read_model
-from core.stages.ready import ready, recipe_of
+from core.stages.ready import ready
 from core.stages.rows import Features, Masks, Named, Predictions, Rows
 from core.training.devices import configure
 

@@ -26,10 +26,11 @@ from core.data.shards import Unit
 from core.data.store import rows_of
 from core.errors import StageError, Stopped, UserError
 from core.modality import Item
+from core.model.weights import recipe_of
 from core.recipes import overridden
 from core.records import PretrainedEncoder, TunedModel, read_model
 from core.request import ApplyRequest
-from core.stages.ready import Ready, ready, recipe_of
+from core.stages.ready import Ready, ready
 from core.stages.rows import Features, Masks, Named, Predictions, Rows
 from core.tracking import JsonlTracker
 from core.training.devices import configure

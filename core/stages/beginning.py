@@ -8,8 +8,9 @@ from torch import Tensor
 from core.config import NormPix
 from core.model.mae import MaskedAutoencoder
 from core.model.patches import PatchSpec
+from core.model.regrid import on_grid, weights_at
 from core.records import PretrainedEncoder
-from core.stages.work import Work, on_grid, weights_at
+from core.stages.work import Work
 
 MODEL_FILE = "autoencoder.safetensors"
 """Encoder and decoder, in the folder of an encoder."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from core.config import EvaluateConfig, Recipe, TaskKind
@@ -18,7 +17,7 @@ from core.evaluation.metrics import bootstrap_interval, confusion_matrix, per_cl
 from core.evaluation.probes import knn_predict, linear_probe
 from core.model.heads import Head
 from core.model.mae import Encoder
-from core.model.segmentation import head_for
+from core.model.segmentation import tuned_from
 from core.records import EvalReport, PreparedData, PretrainedEncoder, TunedModel
 from core.stages.efficiency import Bench, collect, plan, run_cells
 from core.stages.finetune import Labelled, require_target
@@ -29,9 +28,7 @@ from core.stages.work import (
     extract,
     live_plugin,
     open_store,
-    spec_of,
     stats_on,
-    versions,
 )
 from core.tasks import Task
 from core.training.devices import configure
@@ -89,11 +86,7 @@ def evaluate(
     write_text(work.folder / RESULTS_FILE, json.dumps(results, indent=1) + "\n")
     work.tracker.metrics(0, metrics)
     return EvalReport(
-        digest=work.digest,
-        folder=work.final_uri("evaluate"),
-        modality=recipe.modality,
-        recipe=recipe.name,
-        versions=versions(device),
+        **work.origin("evaluate", recipe, device),
         metrics=metrics,
         results=RESULTS_FILE,
         encoder=encoder.digest,
@@ -104,9 +97,7 @@ def evaluate(
 
 def score_tuned(recipe: Recipe, tuned: TunedModel, on: Labelled, test: Ids, work: Work) -> dict[str, Any]:
     """Test metrics of the tuned model with their intervals, per class, and as a confusion matrix or case by case."""
-    model = head_for(on.task.target, spec_of(tuned.geometry), tuned.model, tuned.pool, tuned.segmenter)
-    model.load_state_dict(load_file(work.home.resolve(tuned.folder) / tuned.weights))
-    model = model.to(on.stats.mean.device)
+    model = tuned_from(work.home.resolve(tuned.folder), tuned).to(on.stats.mean.device)
     if on.task.kind is TaskKind.SEGMENTATION:
         return score_segmenter(recipe, model, on, test, work)
     logits, targets = predict_views(model, on, test, recipe.evaluate.batch)

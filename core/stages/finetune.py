@@ -17,7 +17,9 @@ from core.errors import StageError, UserError
 from core.modality import Modality, Stats
 from core.model.heads import Head
 from core.model.patches import PatchSpec
+from core.model.regrid import geometry_of
 from core.model.segmentation import head_for
+from core.model.weights import metadata_of
 from core.records import PreparedData, PretrainedEncoder, Target, TunedModel
 from core.segmentation import Segmentation
 from core.stages.work import (
@@ -25,11 +27,9 @@ from core.stages.work import (
     differences,
     encoder_weights,
     fixed_batch,
-    geometry_of,
     live_plugin,
     open_store,
     stats_on,
-    versions,
 )
 from core.tasks import Task
 from core.training import checkpoint
@@ -109,11 +109,7 @@ def finetune(recipe: Recipe, encoder: PretrainedEncoder, labelled: PreparedData,
     loss = trainer.run(TrainViews([on.store], stream, plugin, seed_of(recipe.seed, "finetune"), task.tensor))
     metrics = _write(trainer, look, recipe, work) if world.leads else {}
     return TunedModel(
-        digest=work.digest,
-        folder=work.final_uri("finetune"),
-        modality=recipe.modality,
-        recipe=recipe.name,
-        versions=versions(device),
+        **work.origin("finetune", recipe, device),
         weights=MODEL_FILE,
         model=encoder.model,
         geometry=geometry_of(spec),
@@ -247,7 +243,7 @@ def _write(
 ) -> dict[str, float]:
     """Write the weights to keep and remove what they were made by; gives their validation metrics."""
     kept, metrics = _best_weights(trainer, look, work)
-    write_bytes(work.folder / MODEL_FILE, to_safetensors(kept, {"maeflow": recipe.model_dump_json()}))
+    write_bytes(work.folder / MODEL_FILE, to_safetensors(kept, metadata_of(recipe)))
     checkpoint.clear(work.folder)
     return metrics
 

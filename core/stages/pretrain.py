@@ -21,17 +21,17 @@ from core.model.mae import MaskedAutoencoder
 from core.model.masking import MaskSampler, sampler
 from core.model.objective import MaskedObjective
 from core.model.patches import PatchSpec
+from core.model.regrid import geometry_of
+from core.model.weights import metadata_of
 from core.records import PreparedData, PretrainedEncoder, Statistics
 from core.stages.beginning import MODEL_FILE, begin_from
 from core.stages.work import (
     Work,
     extract,
     fixed_batch,
-    geometry_of,
     live_plugin,
     open_store,
     stats_on,
-    versions,
 )
 from core.tasks import Task
 from core.training import checkpoint
@@ -105,11 +105,7 @@ def pretrain(
     if world.leads:
         _write(trainer, objective, recipe, work)
     return PretrainedEncoder(
-        digest=work.digest,
-        folder=work.final_uri("pretrain"),
-        modality=recipe.modality,
-        recipe=recipe.name,
-        versions=versions(device),
+        **work.origin("pretrain", recipe, device),
         weights=ENCODER_FILE,
         model=objective.model.encoder.config,
         geometry=geometry_of(spec),
@@ -126,8 +122,8 @@ def _write(trainer: Trainer, objective: MaskedObjective, recipe: Recipe, work: W
     """Write the weights, and remove what they were made by."""
     with trainer.averaged():
         encoder, whole = weights(objective.model.encoder), weights(objective.model)
-    write_bytes(work.folder / ENCODER_FILE, to_safetensors(encoder, _metadata(recipe)))
-    write_bytes(work.folder / MODEL_FILE, to_safetensors(whole, _metadata(recipe)))
+    write_bytes(work.folder / ENCODER_FILE, to_safetensors(encoder, metadata_of(recipe)))
+    write_bytes(work.folder / MODEL_FILE, to_safetensors(whole, metadata_of(recipe)))
     checkpoint.clear(work.folder)
 
 
@@ -244,11 +240,6 @@ def _hidden(
 def _spread(ids: Ids, count: int) -> Ids:
     """At most ``count`` of ``ids``, at even distances."""
     return ids[np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(np.int64)]
-
-
-def _metadata(recipe: Recipe) -> dict[str, str]:
-    """What a weights file says of itself; one entry alone, since safetensors writes several in random order."""
-    return {"maeflow": recipe.model_dump_json()}
 
 
 @dataclass(frozen=True)

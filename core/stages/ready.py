@@ -1,6 +1,5 @@
 """A finished encoder or tuned model out of its folder, ready for records that no stage has seen."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from core.config import Recipe, TaskKind
@@ -21,14 +18,12 @@ from core.modality import Batch, Modality, Record, Sample, Stats
 from core.model.heads import Head
 from core.model.mae import Encoder
 from core.model.patches import PatchSpec
-from core.model.segmentation import head_for
-from core.recipes import resolve
+from core.model.regrid import weights_at
+from core.model.segmentation import tuned_from
+from core.model.weights import recipe_of
 from core.records import PretrainedEncoder, TunedModel, read_model
-from core.stages.work import live_plugin, spec_of, stats_on, weights_at
+from core.stages.work import live_plugin, stats_on
 from core.tasks import Task
-
-METADATA = "maeflow"
-"""Key of what a weights file says of itself."""
 
 
 @dataclass(frozen=True)
@@ -135,24 +130,8 @@ def ready(folder: Path, device: torch.device) -> Ready:
     tuned = isinstance(record, TunedModel)
     plugin = live_plugin(recipe, "evaluate", (recipe.finetune if tuned else recipe.pretrain).input_shape)
     if isinstance(record, TunedModel):
-        spec = spec_of(record.geometry)
-        model: Encoder = head_for(record.target, spec, record.model, record.pool, record.segmenter)
-        model.load_state_dict(load_file(folder / record.weights))
+        model: Encoder = tuned_from(folder, record)
     else:
         model = Encoder(plugin.patches(), record.model)
         model.load_state_dict(weights_at(folder, record, plugin.patches()))
     return Ready(record, recipe, plugin, stats_on(record.statistics, device), model.to(device).eval())
-
-
-def recipe_of(weights: Path) -> Recipe:
-    """The recipe that a weights file says it was made by.
-
-    Raises:
-        UserError: if it says nothing of the kind.
-    """
-    with safe_open(weights, "pt") as opened:
-        text = (opened.metadata() or {}).get(METADATA)
-    if text is None:
-        raise UserError(f"{weights} does not say by which recipe it was made; was it written by another program?")
-    values = json.loads(text)
-    return resolve(values.get("recipe", values), f"in {weights.name}")

@@ -17,10 +17,7 @@ from core.data.store import PreparedStore
 from core.errors import UserError
 from core.modality import Batch, Modality, Purpose, Stats
 from core.model.patches import PatchSpec
-from core.model.regrid import geometry_of as geometry_of  # noqa: PLC0414 - stages take it from here
-from core.model.regrid import on_grid as on_grid  # noqa: PLC0414 - stages take it from here
-from core.model.regrid import spec_of as spec_of  # noqa: PLC0414 - stages take it from here
-from core.model.regrid import weights_at as weights_at  # noqa: PLC0414 - stages take it from here
+from core.model.regrid import weights_at
 from core.records import PreparedData, PretrainedEncoder, Statistics
 from core.registry import plugin_for
 from core.tracking import NullTracker, Tracker
@@ -45,9 +42,15 @@ class Work:
     world: World = field(default_factory=World)
     """The processes that do this work together; the first alone writes and reports."""
 
-    def final_uri(self, stage: str) -> str:
-        """Where the folder will be when the stage is done, relative to the home."""
-        return self.home.uri(self.home.stage(stage, self.digest).final)
+    def origin(self, stage: str, recipe: Recipe, device: torch.device) -> dict[str, Any]:
+        """The fields with which the record of every stage begins."""
+        return {
+            "digest": self.digest,
+            "folder": self.home.uri(self.home.stage(stage, self.digest).final),
+            "modality": recipe.modality,
+            "recipe": recipe.name,
+            "versions": versions(device),
+        }
 
 
 def open_store(home: Home, prepared: PreparedData, recipe: Recipe) -> PreparedStore:

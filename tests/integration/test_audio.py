@@ -16,9 +16,10 @@ from core.data.store import PreparedStore
 from core.errors import StageError
 from core.model.mae import Encoder
 from core.model.patches import PatchSpec
+from core.model.regrid import spec_of
 from core.stages.evaluate import predict_views
 from core.stages.finetune import Labelled
-from core.stages.work import encoder_weights, live_plugin, spec_of, stats_on
+from core.stages.work import encoder_weights, live_plugin, stats_on
 from core.tasks import Task
 from core.tracking import NullTracker
 

@@ -24,7 +24,7 @@ from core.interop.export import export, scratch_beside, tidy, writers
 from core.interop.facebook_mae import FacebookMae
 from core.interop.files import open_checkpoint
 from core.interop.foreign import Checkpoint, Foreign, Hint
-from core.interop.layouts import layout_called, recognise
+from core.interop.layouts import recognise, targets
 from core.interop.own import Own, foreign_of
 from core.interop.serving import load_classifier, load_encoder
 from core.interop.subject import Subject
@@ -589,9 +589,9 @@ def test_a_writer_that_errs_is_found_out(pictures, others, tmp_path, monkeypatch
         name, read = f"decoder.{matrix}" if decoder else matrix, formats.weights_in
         monkeypatch.setattr(formats, "weights_in", lambda *inputs: turned(read(*inputs), name))
     else:
-        name, layout = f"{'decoder' if decoder else 'encoder'}.{matrix}", layout_called("hf-vit" if to == "hf" else to)
+        name, layout = f"{'decoder' if decoder else 'encoder'}.{matrix}", targets()["hf-vit" if to == "hf" else to]
         if kind == "video" and to == "hf":
-            layout = layout_called("hf-videomae")
+            layout = targets()["hf-videomae"]
         write = layout.write
         layout = type(layout)
         monkeypatch.setattr(layout, "write", lambda _, m: write(replace(m, state=turned(m.state, name))))

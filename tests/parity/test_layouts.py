@@ -10,7 +10,7 @@ from core.config import ModelConfig, NormPix
 from core.errors import NotThis
 from core.interop.foreign import Checkpoint, Foreign
 from core.interop.layout import grid_of
-from core.interop.layouts import LAYOUTS, layout_called, recognise
+from core.interop.layouts import LAYOUTS, recognise, targets
 from core.interop.names import Fused, Names, Split
 from core.model.mae import MaskedAutoencoder
 from core.model.patches import PatchSpec
@@ -89,7 +89,7 @@ def test_every_file_is_claimed_by_its_own_layout_alone(kind):
     model, config = FILES[kind]()
     checkpoint = Checkpoint(kind, model.state_dict(), config)
     assert [layout.target for layout in LAYOUTS if layout.claims(checkpoint)] == [kind.split()[0]]
-    assert recognise(checkpoint) is layout_called(kind.split()[0])
+    assert recognise(checkpoint) is targets()[kind.split()[0]]
 
 
 def test_no_two_layouts_have_one_target():
@@ -97,7 +97,7 @@ def test_no_two_layouts_have_one_target():
     assert len(targets) == len(set(targets))
     assert {kind.split()[0] for kind in FILES} <= set(targets)
     with pytest.raises(KeyError):
-        layout_called("other")
+        targets()["other"]
 
 
 STRANGERS = {
@@ -146,7 +146,7 @@ def test_what_maes_layout_has_no_room_for_is_said(decoder, more, values, why):
     config, spec = ModelConfig.model_validate(sizes | more), PatchSpec(3, (16, 16), (8, 8))
     state = MaskedAutoencoder(spec, config, values=values).state_dict()
     with pytest.raises(NotThis, match=why):
-        layout_called("mae").write(Foreign("maeflow", state, config, spec))
+        targets()["mae"].write(Foreign("maeflow", state, config, spec))
 
 
 def test_a_target_that_the_layouts_code_does_not_know_is_remarked():
@@ -154,7 +154,7 @@ def test_a_target_that_the_layouts_code_does_not_know_is_remarked():
     state = MaskedAutoencoder(spec, config).state_dict()
     for target, said in ((NormPix.PATCH, 0), (NormPix.NONE, 0), (NormPix.CHANNEL_STD, 1)):
         model = Foreign("maeflow", state, config, spec, norm_pix=target)
-        assert len(layout_called("mae").remarks(model)) == len(layout_called("hf-vit").remarks(model)) == said
+        assert len(targets()["mae"].remarks(model)) == len(targets()["hf-vit"].remarks(model)) == said
 
 
 def test_a_decoder_and_a_head_at_once_have_no_room():
@@ -162,8 +162,8 @@ def test_a_decoder_and_a_head_at_once_have_no_room():
     state = MaskedAutoencoder(spec, config).state_dict()
     both = Foreign("maeflow", state | {"head.weight": torch.rand(5, 64), "head.bias": torch.rand(5)}, config, spec)
     with pytest.raises(NotThis, match="a decoder or a head, and this model has both; the encoder alone"):
-        layout_called("mae").write(both)
-    assert "head.weight" in layout_called("mae").write(both.without_decoder())
+        targets()["mae"].write(both)
+    assert "head.weight" in targets()["mae"].write(both.without_decoder())
 
 
 def test_lora_files_and_files_of_nothing_known_are_said_to_be_so():
