@@ -21,10 +21,10 @@ demo: $(RUN_STAMP) ## Digits from raw files to a report, in about ten minutes on
 	$(BIN)/maeflow demo image
 
 test: $(DEV_STAMP) ## Run the tests
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadscope
 
 test-long: $(DEV_STAMP) ## Run the tests that `make test` leaves out because they take minutes
-	$(TEST_ENV) MAEFLOW_TEST_LONG=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m long
+	$(TEST_ENV) MAEFLOW_TEST_LONG=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m long
 
 test-e2e: $(DEV_STAMP) ## Walk through servers and their pages as people do, with Chromium where there is one
 	$(TEST_ENV) MAEFLOW_TEST_E2E=1 $(BIN)/python -m pytest tests/e2e -m e2e -x -rs --durations=5

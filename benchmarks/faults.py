@@ -438,8 +438,9 @@ def one_slot(bench: Bench, name: str) -> Row:
     start = time.monotonic()
     spans = []
     waited = False
+    # Whichever is the first to train: a stage's process tells its digest only while it is there.
+    until(lambda: all(run.stage_pid() or run.digest or run.state.is_final() for run in runs), END_SECONDS)
     for run in runs:
-        until(lambda run=run: run.stage_pid() or run.state.is_final(), END_SECONDS)  # type: ignore[misc]
         run.reaches("Completed", seconds=END_SECONDS)
         waited = waited or "waiting for a GPU" in run.log()
         times = [event["t"] for event in run.events()]

@@ -7,9 +7,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import active_children, get_context
 
+PATIENCE = 0.5
+"""Seconds after which whoever waits for another process looks whether it should stop."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -33,6 +37,26 @@ def _watch(parent: int) -> None:
 def rank_here() -> int | None:
     """Number of this process among those that torchrun has started to train together; None where it did not."""
     return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+
+@contextmanager
+def side_by_side(workers: int, start: Callable[[int], None]) -> Iterator[ProcessPoolExecutor]:
+    """Processes that begin with ``start``, which is given the number of this one; the block ends with their work.
+
+    Where it ends by an exception, as by a request to stop, work that has not begun never does, and what has is not
+    waited for but killed: it must keep its results in files that are whole or not there.
+    """
+    others = set(active_children())
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), start, (os.getpid(),))
+    try:
+        yield pool
+    except BaseException:
+        for child in set(active_children()) - others:
+            child.kill()
+        # One call for both: the one that ends a pool's own block would take an earlier wish to cancel back.
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 @contextmanager

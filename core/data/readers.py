@@ -6,26 +6,23 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from core.data.shards import DIED, SLOW, Unit, being_read, is_done, marker_file, read_item, run_unit
 from core.errors import StageError, Stopped
 from core.modality import Item, Modality, Unreadable
-from core.processes import die_with, ends_after
+from core.processes import PATIENCE, die_with, ends_after, side_by_side
 
 SMALL_ITEMS = 8192
 """Items, and ..."""
 SMALL_BYTES = 16 * 2**20
 """... bytes up to which starting processes takes longer than reading in this one."""
-PATIENCE = 0.5
-"""Seconds after which whoever waits for a reader looks whether it should stop."""
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """What libraries look up, when they are loaded, for how many threads to start."""
@@ -100,21 +97,15 @@ class Readers:
         for unit in units:
             self._marker(unit).unlink(missing_ok=True)
         while taken < len(units):
-            with self._pool(workers) as pool:
+            with side_by_side(workers, _start) as pool, suppress(BrokenProcessPool):
                 work = self._work()
-                try:
-                    waiting: deque[Future[None] | None] = deque()
-                    while taken < len(units):
-                        for unit in units[taken + len(waiting) : taken + ahead]:
-                            waiting.append(None if self._done(unit) else pool.submit(work, unit))
-                        self._await(waiting.popleft())
-                        yield units[taken]
-                        taken += 1
-                except BrokenProcessPool:
-                    pass
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+                waiting: deque[Future[None] | None] = deque()
+                while taken < len(units):
+                    for unit in units[taken + len(waiting) : taken + ahead]:
+                        waiting.append(None if self._done(unit) else pool.submit(work, unit))
+                    self._await(waiting.popleft())
+                    yield units[taken]
+                    taken += 1
             if left := [unit for unit in units[taken : taken + ahead] if not self._done(unit)]:
                 self._maybe_stop()
                 workers = self._after_a_death(left, workers)
@@ -154,26 +145,21 @@ class Readers:
 
     def _round(self, waiting: Sequence[Unit], workers: int) -> bool:
         """Run units until they are done or a process dies, which ends its siblings too; says whether one did."""
-        told, broken = set[str](), False
-        with self._pool(workers) as pool:
+        told, broken = set[str](), True
+        with side_by_side(workers, _start) as pool, suppress(BrokenProcessPool):
             work = self._work()
-            try:
-                futures = {pool.submit(work, unit): unit for unit in waiting}
-                for future in as_completed(futures):
+            futures = {pool.submit(work, unit): unit for unit in waiting}
+            left = set(futures)
+            while left:
+                finished, left = wait(left, PATIENCE, FIRST_COMPLETED)
+                for future in finished:
                     future.result()
                     told.add(futures[future].digest)
                     self.progress(len(futures[future].items))
-                    self._maybe_stop()
-            except BrokenProcessPool:
-                broken = True
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+                self._maybe_stop()
+            broken = False
         self.progress(sum(len(u.items) for u in waiting if u.digest not in told and self._done(u)))
         return broken
-
-    def _pool(self, workers: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(workers, get_context("spawn"), _start, (os.getpid(),))
 
     def _after_a_death(self, waiting: Sequence[Unit], workers: int) -> int:
         """Find the item that did it: whose time ran out, or else by reading the suspects again, one at a time.
@@ -199,7 +185,7 @@ class Readers:
         """Read one after the other in a single process, a new one after each death; says what became of the killers."""
         found, waiting = dict[str, str](), list(suspects)
         while waiting:
-            with tempfile.NamedTemporaryFile() as told, self._pool(1) as pool:
+            with tempfile.NamedTemporaryFile() as told, side_by_side(1, _start) as pool:
                 try:
                     while waiting:
                         pool.submit(_try, waiting[0], self.plugin, self.seconds, told.name).result()

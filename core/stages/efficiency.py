@@ -7,9 +7,8 @@ labelled items in the same order with the same augmentations, and the random arm
 import json
 import os
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from core.data.seeds import numpy_rng, seed_of
 from core.errors import Stopped
 from core.evaluation.metrics import paired_interval
 from core.evaluation.probes import pca_logreg
-from core.processes import die_with
+from core.processes import PATIENCE, die_with, side_by_side
 from core.recipes import resolve
 from core.records import PreparedData, PretrainedEncoder
 from core.stages.finetune import Labelled, build, layer_groups, require_target
@@ -168,8 +167,8 @@ def run_cells(
     if not missing:
         return
     finished = _one_by_one(missing, bench, folder) if _little(missing, bench) else _side_by_side(missing, bench, folder)
-    for _ in finished:
-        count += 1
+    for more in finished:
+        count += more
         done(count, len(cells))
         if should_stop() and count < len(cells):
             finished.close()
@@ -183,29 +182,30 @@ def _little(cells: Sequence[Cell], bench: Bench) -> bool:
     return len(cells) * config.steps * config.batch <= LITTLE_SAMPLES
 
 
-def _one_by_one(cells: Sequence[Cell], bench: Bench, folder: Path) -> Generator[None, None, None]:
-    """Run cells in this process, on one thread as elsewhere, so that results do not depend on where they ran."""
+def _one_by_one(cells: Sequence[Cell], bench: Bench, folder: Path) -> Generator[int, None, None]:
+    """Run cells in this process, on one thread as elsewhere, so that results do not depend on where they ran.
+
+    Gives, again and again, how many more are finished; so does `_side_by_side`.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for cell in cells:
             _run_and_write(cell, bench, folder)
-            yield
+            yield 1
     finally:
         torch.set_num_threads(threads)
 
 
-def _side_by_side(cells: Sequence[Cell], bench: Bench, folder: Path) -> Generator[None, None, None]:
-    """Run cells in processes; closing it keeps those that are finished."""
-    workers = min(_processes(bench.recipe.compute), len(cells))
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (os.getpid(),)) as pool:
-        futures = [pool.submit(_run_and_write, cell, bench, folder) for cell in cells]
-        try:
-            for future in as_completed(futures):
+def _side_by_side(cells: Sequence[Cell], bench: Bench, folder: Path) -> Generator[int, None, None]:
+    """Run cells in processes; closing it keeps those that are finished, and ends the others where they are."""
+    with side_by_side(min(_processes(bench.recipe.compute), len(cells)), _start) as pool:
+        waiting = {pool.submit(_run_and_write, cell, bench, folder) for cell in cells}
+        while waiting:
+            finished, waiting = wait(waiting, PATIENCE, FIRST_COMPLETED)
+            for future in finished:
                 future.result()
-                yield
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            yield len(finished)
 
 
 def _processes(compute: ComputeConfig) -> int:

@@ -1,6 +1,5 @@
 """A hospital's tree goes through the whole pipeline, and nothing that tells whose scans these are comes out."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from pydicom.sequence import Sequence
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import one_server
 import scans
 from leaks import find
 
@@ -91,18 +91,21 @@ def ward(tmp_path_factory):
     return root
 
 
-def run(home, *arguments):
+def run(home, *arguments, alone=False):
+    """Run a command; ``alone`` it has no Prefect server but its own, whose database is in the home."""
     command = [str(Path(sys.executable).with_name("maeflow")), *map(str, arguments), "--home", str(home)]
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MAEFLOW", "PREFECT", "MLFLOW"))}
-    done = subprocess.run(
-        command, capture_output=True, check=False, timeout=600, env=kept | {"OMP_NUM_THREADS": "1"}, cwd=home.parent
-    )
+    variables = one_server.environment()
+    if alone:
+        del variables["PREFECT_API_URL"]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=600, env=variables, cwd=home.parent)
     return done.returncode, done.stdout, done.stderr
 
 
 def test_nothing_that_was_planted_comes_out(ward, tmp_path):
     home = tmp_path / "home"
-    code, out, err = run(home, "run", "medical/demo", "--data", ward, "--labelled", ward / "labels.csv", *QUICK)
+    code, out, err = run(
+        home, "run", "medical/demo", "--data", ward, "--labelled", ward / "labels.csv", *QUICK, alone=True
+    )
     assert code == 0, (out + err).decode()
     cards = [path.read_text() for path in (home / "prepared").glob("*/card.md")]
     assert any("1 of 20 slices are missing" in card for card in cards)
@@ -134,6 +137,7 @@ def test_errors_name_nobody(ward, tmp_path):
         assert code in (1, 2)
         said += [out, err]
     assert find(home, NEEDLES, extra=said) == []
+    assert find(one_server.folder(), NEEDLES) == []
 
 
 def test_headers_that_are_kept_are_numbers_and_known_words(ward):
@@ -169,3 +173,4 @@ def test_masks_name_nobody(tmp_path):
     assert code == 0, (out + err).decode()
     assert b"1 unreadable" in out
     assert find(home, NEEDLES, extra=(out, err)) == []
+    assert find(one_server.folder(), NEEDLES) == []

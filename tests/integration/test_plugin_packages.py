@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import one_server
 from environments import ROOT, Environment, wheel
 
 from infra.mlflow_runs import PREFIX, connect
@@ -44,7 +45,9 @@ def third_party(environment, tmp_path_factory):
     code = "import sys, pathlib, maeflow_inertial.demo as d; print(d.sample(pathlib.Path(sys.argv[1])))"
     (folder / "data").mkdir()
     data = environment.run("python", "-c", code, folder / "data").stdout.strip()
-    done = environment.run("maeflow", "run", "inertial/demo", "--data", data, *QUICK, cwd=folder)
+    done = environment.run(
+        "maeflow", "run", "inertial/demo", "--data", data, *QUICK, cwd=folder, **one_server.address()
+    )
     return folder, done.stdout
 
 
@@ -140,7 +143,7 @@ def test_the_image_pipeline_runs_beside_a_plugin_that_raises_at_import(environme
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: maeflow-broken\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text("[maeflow.modalities]\nbroken = broken_config:PLUGIN\n")
     (tmp_path / "broken" / "broken_config.py").write_text("raise OSError('no licence')\n")
-    path = {"PYTHONPATH": str(tmp_path / "broken")}
+    path = {"PYTHONPATH": str(tmp_path / "broken")} | one_server.address()
     code = "import sys, pathlib, modalities.image.demo as d; print(d.sample(pathlib.Path(sys.argv[1])))"
     (tmp_path / "data").mkdir()
     data = environment.run("python", "-c", code, tmp_path / "data").stdout.strip()

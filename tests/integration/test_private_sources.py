@@ -1,6 +1,5 @@
 """Private sources: names planted in paths and contents stand nowhere but in the owner's folder, whatever fails."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import one_server
 from leaks import find
 
 from flows.scaffolding import create
@@ -76,13 +76,14 @@ def maeflow(packages, tmp_path):
     """Runs a command with a home of its own; the home and what was printed are searched when the test is over."""
     home, said = tmp_path / "home", []
 
-    def run(*arguments, debug=False):
+    def run(*arguments, debug=False, alone=False):
         command = [str(Path(sys.executable).with_name("maeflow")), *map(str, arguments), "--home", str(home)]
         if arguments[0] in {"run", "pretrain", "finetune"}:  # What is registered is searched in the tests of scans.
             command += ["--set", "compute.registry=false"]
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("MAEFLOW", "PREFECT", "MLFLOW"))}
-        kept |= {"PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, check=False, timeout=400, env=kept, cwd=tmp_path)
+        variables = one_server.environment(PYTHONPATH=str(packages))
+        if alone:  # It then starts a server of its own, whose database is in the home.
+            del variables["PREFECT_API_URL"]
+        done = subprocess.run(command, capture_output=True, check=False, timeout=400, env=variables, cwd=tmp_path)
         if not debug:
             said.extend((done.stdout, done.stderr))
         return done.returncode, done.stdout.decode(), done.stderr.decode()
@@ -91,6 +92,7 @@ def maeflow(packages, tmp_path):
     yield run
     assert (home / "mlflow.db").exists() or not (home / "runs" / "requests").exists()
     assert find(home, NEEDLES, extra=said) == []
+    assert find(one_server.folder(), NEEDLES) == []
     for path in [home / "private", *(home / "private").glob("*")] if (home / "private").exists() else []:
         assert path.stat().st_mode & 0o077 == 0, path
 
@@ -133,8 +135,10 @@ def table(place, *, split=None):
 
 def test_a_whole_pipeline_and_its_single_stages_name_nothing(maeflow, place, tmp_path):
     source, labelled = folders(place / "much"), table(place / "little")
-    code, out, err = maeflow("run", "ward/demo", "--data", f"{source}=2", "--labelled", labelled, *QUICK)
+    command = ("run", "ward/demo", "--data", f"{source}=2", "--labelled", labelled, *QUICK)
+    code, out, err = maeflow(*command, alone=True)
     assert code == 0, out + err
+    assert (maeflow.home / "prefect" / "prefect.db").exists()
     assert "2 unreadable" in out
     (card,) = [f for f in (maeflow.home / "prepared").glob("*/card.md") if "RuntimeError" in f.read_text()]
     assert "unforeseen RuntimeError in _chatter |" in card.read_text()
@@ -148,6 +152,7 @@ def test_a_whole_pipeline_and_its_single_stages_name_nothing(maeflow, place, tmp
     for _ in range(3):
         following = out_of(maeflow(*following[1:]))
     assert following is None
+    assert find(one_server.folder(), ["ward/demo"])  # The server that is searched in the end has heard of all this.
     assert maeflow("runs")[0] == 0
 
 

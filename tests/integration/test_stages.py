@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import pytest
 import torch
 
 from core import digests, recipes
+from core.config import LabelEfficiencyConfig
 from core.data.sources import listing
-from core.errors import UserError
+from core.errors import Stopped, UserError
 from core.records import write_record
-from core.stages import stage_function
+from core.stages import efficiency, stage_function
 from core.stages.work import Work
 from core.tracking import NullTracker
 from core.workspace import Home
@@ -103,6 +105,35 @@ def test_six_channels_learned_positions_no_class_token_and_another_size_for_tuni
     assert encoder.geometry.input_shape == (16, 16)
     assert tuned.geometry.input_shape == (24, 24)
     assert len(results["label_efficiency"]["pretrained"][0]) == 2
+
+
+def test_cells_that_are_left_when_evaluation_has_to_stop_are_run_the_next_time(tmp_path, monkeypatch):
+    overrides = ["data.channels=3", "evaluate.label_efficiency=null", "compute.threads=2"]
+    source = manifest(tmp_path, lambda red, green: "warm" if red > green else "cold")
+    data, encoder, *_ = pipeline(tmp_path / "home", source, *overrides)
+    config = LabelEfficiencyConfig(labels_per_class=(1,), seeds=(1, 2, 3, 4, 5), steps=50)
+    recipe = recipes.load("image/tiny", [*SMALL, *overrides])
+    changed = recipe.evaluate.model_copy(update={"label_efficiency": config})
+    values = recipe.model_copy(update={"evaluate": changed}).model_dump(mode="json")
+    bench, folder = efficiency.Bench(values, encoder, data, tmp_path / "home"), tmp_path / "cells"
+    monkeypatch.setattr(efficiency, "LITTLE_SAMPLES", 0)
+    cells, told = efficiency.plan(config), []
+
+    def run(should_stop):
+        efficiency.run_cells(cells, bench, folder, lambda count, _: told.append(count), should_stop)
+
+    def written():
+        return {file.name: file.stat().st_mtime_ns for file in folder.glob("*.json")}
+
+    with pytest.raises(Stopped, match=r"saved after \d+ of 15 cells"):
+        run(lambda: len(written()) > 1)
+    kept = written()
+    assert 2 <= len(kept) <= 5
+    time.sleep(2)
+    assert written() == kept  # Nobody works on.
+    run(lambda: False)
+    assert told[-1] == len(written()) == 15
+    assert written().items() >= kept.items()
 
 
 def test_a_plugins_own_mask_is_the_one_that_hides(tmp_path, monkeypatch):
