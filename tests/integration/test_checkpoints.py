@@ -79,7 +79,7 @@ def audiomae(folder):
     """Names and shapes of ten seconds: 1024 frames of 128 bands."""
     from core.config import DecoderConfig, ModelConfig
     from core.interop.foreign import Foreign
-    from core.interop.layouts import layout_called
+    from core.interop.layouts import targets
     from core.model.mae import MaskedAutoencoder
     from core.model.patches import PatchSpec
 
@@ -89,7 +89,7 @@ def audiomae(folder):
     spec = PatchSpec(1, (1024, 128), (16, 16))
     model = Foreign("ours", MaskedAutoencoder(spec, config).state_dict(), config, spec)
     folder.mkdir()
-    torch.save({"model": layout_called("audiomae").write(model)}, folder / "pretrained.pth")
+    torch.save({"model": targets()["audiomae"].write(model)}, folder / "pretrained.pth")
     return folder
 
 

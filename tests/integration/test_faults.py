@@ -18,6 +18,8 @@ from core.workspace import Home
 
 pytestmark = pytest.mark.slow
 
+EPOCHS = 150
+"""Ten seconds on a quick machine, in which a run is cancelled, and half a minute on a slow one."""
 SLACK_SECONDS = 1.5
 """What a busy machine may add to an interval between two checkpoints."""
 
@@ -62,7 +64,7 @@ def bench(tmp_path_factory):
 
 def begun(bench, seed, **sets):
     stack, folder = bench
-    run = stack.start("pretrain", before=folder, **{"seed": seed, "pretrain.epochs": 60, **sets})
+    run = stack.start("pretrain", before=folder, **{"seed": seed, "pretrain.epochs": EPOCHS, **sets})
     run.underway(after=0.5)
     return run
 
