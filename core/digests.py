@@ -12,7 +12,7 @@ from core.records import PreparedData, PretrainedEncoder, TunedModel
 from core.registry import plugin_info
 from core.workspace import SCHEMA, digest_of
 
-REVISIONS = {"prepare": 2, "pretrain": 2, "finetune": 1, "evaluate": 3, "adopt": 1}
+REVISIONS = {"prepare": 2, "pretrain": 2, "finetune": 1, "evaluate": 4, "adopt": 1}
 """Raised by hand when the code of a stage gives other results than before."""
 
 Listing = Sequence[tuple[str, int, int]]

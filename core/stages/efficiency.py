@@ -75,6 +75,15 @@ class Bench:
         return resolve(self.values, "of the run")
 
 
+def within(config: LabelEfficiencyConfig, most: int) -> LabelEfficiencyConfig | None:
+    """``config`` without counts that no class has so many labels for, ``most`` being those of the largest one.
+
+    All seeds would draw the same items, and call them more than they are. None where no count is left.
+    """
+    kept = tuple(count for count in config.labels_per_class if count <= most)
+    return config.model_copy(update={"labels_per_class": kept}) if kept else None
+
+
 def plan(config: LabelEfficiencyConfig) -> list[Cell]:
     """All cells, the longest kind first so that processes finish together."""
     return [Cell(arm, n, seed) for arm in ARMS for n in config.labels_per_class for seed in config.seeds]
@@ -169,7 +178,8 @@ def run_cells(
     finished = _one_by_one(missing, bench, folder) if _little(missing, bench) else _side_by_side(missing, bench, folder)
     for more in finished:
         count += more
-        done(count, len(cells))
+        if more:
+            done(count, len(cells))
         if should_stop() and count < len(cells):
             finished.close()
             raise Stopped(f"evaluation saved after {count} of {len(cells)} cells")

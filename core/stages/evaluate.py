@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.config import EvaluateConfig, Recipe, TaskKind
+from core.config import EvaluateConfig, LabelEfficiencyConfig, Recipe, TaskKind
 from core.data.loading import Ids, collate, to_device
 from core.data.seeds import seed_of, torch_rng
 from core.errors import StageError, Stopped, UserError
@@ -19,7 +20,7 @@ from core.model.heads import Head
 from core.model.mae import Encoder
 from core.model.segmentation import tuned_from
 from core.records import EvalReport, PreparedData, PretrainedEncoder, TunedModel
-from core.stages.efficiency import Bench, collect, plan, run_cells
+from core.stages.efficiency import Bench, collect, plan, run_cells, within
 from core.stages.finetune import Labelled, require_target
 from core.stages.segmenting import score_segmenter
 from core.stages.work import (
@@ -68,8 +69,8 @@ def evaluate(
     results["seconds"]["tuned"] = time.monotonic() - clock
     results["probes"] = {} if task.kind is TaskKind.SEGMENTATION else probe_frozen(recipe, encoder, on, work)
     results["seconds"]["probes"] = time.monotonic() - clock - results["seconds"]["tuned"]
-    efficiency = recipe.evaluate.label_efficiency
-    if efficiency and task.kind is TaskKind.SINGLE:
+    efficiency = _efficiency(recipe, on, work)
+    if efficiency:
         clock = time.monotonic()
         folder = work.folder / "cells"
         bench = Bench(recipe.model_dump(mode="json"), encoder, labelled, work.home.root)
@@ -93,6 +94,19 @@ def evaluate(
         model=tuned.digest if tuned else "",
         prepared=labelled.digest,
     )
+
+
+def _efficiency(recipe: Recipe, on: Labelled, work: Work) -> LabelEfficiencyConfig | None:
+    """What of label efficiency these data allow; None where nothing is wanted or possible."""
+    wanted = recipe.evaluate.label_efficiency
+    if wanted is None or on.task.kind is not TaskKind.SINGLE:
+        return None
+    most = max(Counter(on.store.targets(on.store.ids("train", labelled=True))).values(), default=0)
+    allowed = within(wanted, most)
+    if left := [count for count in wanted.labels_per_class if count > most]:
+        counts = ", ".join(map(str, left))
+        work.tracker.note(f"label efficiency is left out at {counts} labels per class: no class has more than {most}")
+    return allowed
 
 
 def score_tuned(recipe: Recipe, tuned: TunedModel, on: Labelled, test: Ids, work: Work) -> dict[str, Any]:

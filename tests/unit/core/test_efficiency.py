@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from core.config import LabelEfficiencyConfig
-from core.stages.efficiency import ARMS, Cell, collect, draw_labels, plan
+from core.stages.efficiency import ARMS, Cell, collect, draw_labels, plan, within
 
 
 class Rows:
@@ -34,6 +34,13 @@ def test_every_arm_has_a_cell_for_every_count_and_seed():
     config = LabelEfficiencyConfig(labels_per_class=(1, 5), seeds=(7, 8, 9))
     cells = plan(config)
     assert len(cells) == len({cell.name for cell in cells}) == len(ARMS) * 2 * 3
+
+
+def test_counts_that_no_class_has_labels_for_are_left_out():
+    config = LabelEfficiencyConfig(labels_per_class=(1, 5, 25))
+    assert within(config, 25) == config
+    assert within(config, 24).labels_per_class == (1, 5)
+    assert within(config, 0) is None
 
 
 def test_the_table_pairs_arms_by_seed(tmp_path):
