@@ -54,7 +54,7 @@ class PlainConsole:
             return
         self._last = time.monotonic()
         left = f", {_clock((total - done) / rate)} left" if rate > 0 else ""
-        self._write(f"{self._title}: {done}/{total} {unit}, {rate:.0f}/s{left}{_text(self._metrics)}")
+        self._write(f"{self._title}: {done}/{total} {unit}{_pace(rate, ', ')}{left}{_text(self._metrics)}")
 
     def metrics(self, values: dict[str, float]) -> None:
         """Kept for the next line."""
@@ -97,7 +97,7 @@ class RichConsole:
 
     def update(self, what: str, done: int, total: int, unit: str, rate: float) -> None:
         """Move its bar."""
-        about = f"{unit}  {rate:.0f}/s{self._about}"
+        about = f"{unit}{_pace(rate, '  ')}{self._about}"
         self._bars.update(self._task, completed=done, total=total, about=about)
 
     def metrics(self, values: dict[str, float]) -> None:
@@ -116,6 +116,14 @@ class RichConsole:
             self._bars.stop()
             self._task = None
         self._terminal.print(text, markup=False)
+
+
+def _pace(rate: float, before: str) -> str:
+    """``rate``, which is a second's, in the unit of time that people count in; empty where nothing is known yet."""
+    for seconds, name in ((1, "s"), (60, "min"), (3600, "h")):
+        if rate * seconds >= 1:
+            return f"{before}{rate * seconds:.0f}/{name}"
+    return ""
 
 
 CURRENT: ContextVar[Console | None] = ContextVar("console", default=None)
