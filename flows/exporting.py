@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from core.interop.outgoing import check_format, check_place
+from core.interop.outgoing import check_format, check_packages, check_place
 from core.records import read_model
 from core.registry import plugin_info
 from core.request import ExportRequest
@@ -26,6 +26,7 @@ def export(record: str, to: str, out: str, home: Path, *, with_decoder: bool = F
     modality = read_model(folder).modality
     plugin_info(modality)  # One that is not installed is told of before anything else.
     check_format(to)
+    check_packages(to)
     check_place(Path(out).absolute(), overwrite=overwrite)
     place, start, screen = Path(out).absolute(), time.monotonic(), console.for_terminal()
     with discretion(modality):

@@ -76,7 +76,6 @@ def onnx(subject: Subject, folder: Path) -> Written:
         UserError: if a package is missing.
         StageError: if the model has no counterpart, or the program disagrees with it.
     """
-    graphs.need("onnx", "onnx", "onnxscript", "onnxruntime")
     outputs = _outputs(subject)
     off = graphs.write_onnx(_module(subject), subject.spec, folder / "model.onnx", outputs)
     code = ONNX_CODE.format(shape=(2, subject.spec.channels, *subject.spec.input_shape), outputs=", ".join(outputs))

@@ -7,15 +7,15 @@ they are handed out. What their makers write of places in source code, which are
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from core.errors import StageError, UserError
+from core.errors import StageError
 from core.interop.agreement import apart
+from core.interop.outgoing import check_packages
 from core.model.patches import PatchSpec
 
 OPSET = 18
@@ -26,18 +26,7 @@ TOLERANCE = 1e-4
 """Largest difference of an output, in shares of the largest output where that is above 1."""
 INLINE = 1_500_000_000
 """Bytes of weights above which ONNX keeps them in a file of their own: its format ends at two gigabytes."""
-EXTRA = "maeflow[export]"
 Outputs = Sequence[Tensor]
-
-
-def need(format_: str, *packages: str) -> None:
-    """Refuse to begin what a package is missing for.
-
-    Raises:
-        UserError: that says what to install.
-    """
-    if missing := [name for name in packages if find_spec(name) is None]:
-        raise UserError(f"--to {format_} needs {', '.join(missing)}: run pip install '{EXTRA}' and try again")
 
 
 def write_program(module: nn.Module, spec: PatchSpec, file: Path) -> float:
@@ -60,7 +49,7 @@ def write_onnx(module: nn.Module, spec: PatchSpec, file: Path, outputs: Sequence
         UserError: if a package is missing.
         StageError: if a part of the model has no counterpart in ONNX, or the two disagree.
     """
-    need("onnx", "onnx", "onnxscript", "onnxruntime")
+    check_packages("onnx")
     import onnxruntime
 
     program, large = _traced(module, spec), sum(w.nbytes for w in module.state_dict().values()) > INLINE

@@ -1,5 +1,7 @@
 """What can be said of an export before it begins, and without torch: which formats there are, if its place is free."""
 
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from core.errors import UserError
@@ -13,6 +15,11 @@ LAYOUTS = ("mae", "mae_st", "videomae", "audiomae", "monai", "hf-vit", "hf-video
 """Whose code is to load it, likewise."""
 
 
+NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
+"""Packages that not everybody has, by the format that needs them."""
+EXTRA = "maeflow[export]"
+
+
 def check_format(to: str) -> None:
     """Refuse a format that there is not.
 
@@ -22,6 +29,17 @@ def check_format(to: str) -> None:
     known = (*FORMATS, *LAYOUTS)
     if to not in known:
         raise UserError(f"--to {to}: no such format{nearest(to, known)} (there are: {', '.join(known)})")
+
+
+def check_packages(to: str) -> None:
+    """Refuse a format that a package is missing for.
+
+    Raises:
+        UserError: that says what to install.
+    """
+    if missing := [name for name in NEEDED.get(to, ()) if find_spec(name) is None]:
+        command = f"{sys.executable} -m pip install '{EXTRA}'"
+        raise UserError(f"--to {to} needs {', '.join(missing)}: run {command} and try again")
 
 
 def check_place(out: Path, *, overwrite: bool) -> None:

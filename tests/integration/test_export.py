@@ -616,8 +616,9 @@ def test_a_whole_videomae_is_compared_where_it_leaves_for_transformers(tmp_path,
 
 def test_a_missing_package_is_named_with_what_installs_it(others, tmp_path, monkeypatch):
     home, folder, _ = others["audio"]
-    monkeypatch.setattr(graphs, "find_spec", lambda name: None if name == "onnxruntime" else name)
-    with pytest.raises(UserError, match=re.escape("needs onnxruntime: run pip install 'maeflow[export]'")):
+    monkeypatch.setattr(outgoing, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    said = f"needs onnxruntime: run {sys.executable} -m pip install 'maeflow[export]'"
+    with pytest.raises(UserError, match=re.escape(said)):
         given(home, folder, "onnx", tmp_path / "out")
 
 
