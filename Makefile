@@ -12,10 +12,12 @@ endif
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-e2e prefect.yaml check format bench constraints clean missing-environment
+.PHONY: help install demo test test-long test-e2e prefect.yaml check format bench constraints clean missing-environment
 
 help: ## Show what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/|/' | awk -F'|' '{printf "make %-12s %s\n", $$1, $$2}'
+
+install: $(RUN_STAMP) ## Put maeflow and what it needs into .venv
 
 demo: $(RUN_STAMP) ## Digits from raw files to a report, in about ten minutes on two cores
 	$(BIN)/maeflow demo image

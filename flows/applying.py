@@ -61,6 +61,8 @@ def apply(
         )
         request.check(model)
         masks = isinstance(model, TunedModel) and model.target.task.kind == "segmentation"
+        if not masks and place.suffix not in ("", ".parquet"):
+            raise UserError(f"--out: a Parquet file is written, and no {place.suffix}; let its name end in .parquet")
         _follow(request, Output(place, folder=masks), console.for_terminal())
 
 

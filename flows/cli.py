@@ -124,7 +124,9 @@ def run(
 @app.command()
 def prepare(
     recipe: RecipeArgument,
-    data: Annotated[str, typer.Option("--data", help="Folder, file, manifest or saved dataset.")],
+    data: Annotated[
+        str, typer.Option("--data", help="Folder, manifest or saved dataset; a file where the modality reads one.")
+    ],
     set_: SetOption = None,
     home: HomeOption = None,
     debug: DebugOption = False,

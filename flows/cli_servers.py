@@ -10,6 +10,7 @@ from infra.settings import MLFLOW_PORT, PREFECT_PORT
 
 app = typer.Typer()
 DONE, FAILED = 0, 1
+LAST = "default: the last one in this home"
 
 PoolOption = Annotated[
     str | None, typer.Option("--pool", help="Prefect's work pool; default MAEFLOW_POOL, or maeflow.")
@@ -20,8 +21,12 @@ PoolOption = Annotated[
 def up(
     home: HomeOption = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
-    prefect_port: Annotated[int, typer.Option("--prefect-port", help="Port of Prefect's server.")] = PREFECT_PORT,
-    mlflow_port: Annotated[int, typer.Option("--mlflow-port", help="Port of MLflow's server.")] = MLFLOW_PORT,
+    prefect_port: Annotated[
+        int | None, typer.Option("--prefect-port", help=f"Port of Prefect's server; {LAST}, or {PREFECT_PORT}.")
+    ] = None,
+    mlflow_port: Annotated[
+        int | None, typer.Option("--mlflow-port", help=f"Port of MLflow's server; {LAST}, or {MLFLOW_PORT}.")
+    ] = None,
     auth: Annotated[bool, typer.Option("--auth", help="Ask for a password; `maeflow access` shows it.")] = False,
     limit: Annotated[int | None, typer.Option("--limit", help="Most runs at once.")] = None,
     pool: PoolOption = None,
@@ -32,10 +37,9 @@ def up(
     root = begin(home, debug=debug)
     from flows.serving import start
     from infra import settings
-    from infra.services import Addresses
-    from infra.stack import Options
+    from infra.stack import Options, addresses
 
-    options = Options(Addresses(host, prefect_port, mlflow_port), auth, pool or settings.pool(), limit)
+    options = Options(addresses(root, host, prefect_port, mlflow_port), auth, pool or settings.pool(), limit)
     start(root, options, background=background)
 
 

@@ -16,7 +16,10 @@ LabelledOption = Annotated[
 PreparedOption = Annotated[str | None, typer.Option("--labelled", help="Folder of labelled prepared data.")]
 DataOption = Annotated[
     list[str] | None,
-    typer.Option("--data", help="Raw data: folder, file, manifest or saved dataset; SRC=0.5 weighs it."),
+    typer.Option(
+        "--data",
+        help="Raw data: folder, manifest or saved dataset, or a file where the modality reads one; SRC=0.5 weighs it.",
+    ),
 ]
 CheckpointOption = Annotated[
     str | None,

@@ -40,6 +40,8 @@ def run(
     with open_context(recipe, home) as context:
         first = _stages(sources, labelled, checkpoint)
         report = reports.write(context)
+        if context.served:
+            console.current().line(f"report: {report}")
         context.records.close("FINISHED", _headline(context), first.data_digest, report)
     return {
         "stages": {o.stage: {"folder": str(o.folder), "run": o.run_id, "reused": o.reused} for o in context.outcomes},

@@ -30,8 +30,7 @@ def start(home: Path, options: Options, *, background: bool) -> None:
         return
     with stack.alone(home) as mine:
         if not mine:
-            print("it runs already:")
-            _say(home, _wait_ready(home))
+            _runs_already(home, options)
             return
         supervisor = Supervisor(
             home, options, _tell, lambda: _prepare(home, options), lambda: _reconcile(home, options)
@@ -68,8 +67,15 @@ def _in_background(home: Path, options: Options) -> None:
         print("starting Prefect, MLflow and a worker ...", flush=True)
         _say(home, _wait_ready(home, started, log))
     else:
-        print("it runs already:")
-        _say(home, _wait_ready(home))
+        _runs_already(home, options)
+
+
+def _runs_already(home: Path, options: Options) -> None:
+    print("it runs already:")
+    state = _wait_ready(home)
+    _say(home, state)
+    if state.addresses != options.addresses:
+        print("note:  it goes on at these addresses; `maeflow down` first, to have it at others", flush=True)
 
 
 def _wait_ready(home: Path, process: "subprocess.Popen[bytes] | None" = None, log: Path | None = None) -> State:
@@ -90,9 +96,14 @@ def _say(home: Path, state: State) -> None:
     print(f"  MLflow    {state.addresses.mlflow_url}/{MLFLOW_MODE}   curves, comparisons, models")
     print(f"  logs      {home / 'stack'}")
     if state.protected:
-        print("  password  `maeflow access` shows it")
-    print("  commands  Prefect's and MLflow's own find the servers after: eval \"$(maeflow env)\"")
-    print("next:  maeflow deploy", flush=True)
+        print(f"  password  `{_command('access', home)}` shows it")
+    print(f"  commands  Prefect's and MLflow's own find the servers after: eval \"$({_command('env', home)})\"")
+    print(f"next:  {_command('deploy', home)}", flush=True)
+
+
+def _command(name: str, home: Path) -> str:
+    """A command that finds this home from wherever it is given."""
+    return shlex.join(["maeflow", name, "--home", str(home)])
 
 
 def _tell(text: str) -> None:
@@ -154,8 +165,8 @@ def _show_runs() -> None:
     except Exception as error:  # noqa: BLE001 - a server that does not answer is a finding
         print(f"DOWN prefect      does not answer ({type(error).__name__})")
         return
-    for state, name, since in runs:
-        print(f"     {state:12s} {name}, since {since}")
+    for state, name, since, identity in runs:
+        print(f"     {state:12s} {name}, since {since}  {identity}")
     if not runs:
         print("     no run is waiting or running")
 

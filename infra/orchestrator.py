@@ -313,8 +313,8 @@ def forget_parameters() -> None:
         prefect.update_flow_run(UUID(str(flow_run.id)), parameters={})
 
 
-def unfinished() -> list[tuple[str, str, str]]:
-    """State, name and time of the runs that wait or work, newest first."""
+def unfinished() -> list[tuple[str, str, str, str]]:
+    """State, name, time and id of the runs that wait or work, newest first."""
     soon = FlowRunFilterExpectedStartTime(before_=datetime.now(UTC) + timedelta(minutes=1))
     with client() as prefect:
         found: list[FlowRun] = []
@@ -323,5 +323,7 @@ def unfinished() -> list[tuple[str, str, str]]:
             wanted = FlowRunFilter(state=kind, expected_start_time=soon)
             found += prefect.read_flow_runs(flow_run_filter=wanted, limit=50)
     return [
-        (run.state_name or "", run.name, f"{run.state.timestamp.astimezone():%H:%M:%S}") for run in found if run.state
+        (run.state_name or "", run.name, f"{run.state.timestamp.astimezone():%H:%M:%S}", str(run.id))
+        for run in found
+        if run.state
     ]

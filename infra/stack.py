@@ -26,7 +26,7 @@ from infra.access import Access, open_access, read_access
 from infra.reconcile import flow_processes
 from infra.services import Addresses, Service
 
-STATE, LOCK = "stack/stack.json", "stack/lock"
+STATE, LOCK, PORTS = "stack/stack.json", "stack/lock", "stack/ports.json"
 ROUND_SECONDS = 1.0
 RECONCILE_SECONDS = 10.0
 PATIENCE = (0.0, 1.0, 5.0, 15.0, 60.0)
@@ -106,6 +106,15 @@ class State:
     def running(self) -> dict[str, bool]:
         """Which of its processes run."""
         return {name: handle.process() is not None for name, handle in self.processes.items()}
+
+
+def addresses(home: Path, host: str, prefect: int | None, mlflow: int | None) -> Addresses:
+    """Where the servers of ``home`` are to listen: a port that is not given is the last one, so that links go on."""
+    last = dict[str, int]()
+    with suppress(OSError, ValueError):
+        last = json.loads((home / PORTS).read_text())
+    kept = Addresses()
+    return Addresses(host, prefect or last.get("prefect", kept.prefect), mlflow or last.get("mlflow", kept.mlflow))
 
 
 def client_of(home: Path, state: State) -> dict[str, str]:
@@ -213,6 +222,8 @@ class Supervisor:
         self._keep(worker)
         self._ready = True
         self._save()
+        where = self.options.addresses
+        write_text(self.home / PORTS, json.dumps({"prefect": where.prefect, "mlflow": where.mlflow}) + "\n")
 
     def _client(self) -> dict[str, str]:
         return services.client_environment(self.options.addresses, self._access)

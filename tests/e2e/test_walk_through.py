@@ -63,7 +63,11 @@ def test_up_starts_in_an_empty_home(stack):
 
 def test_up_again_says_that_it_runs(stack):
     before = stack.processes()
-    assert "runs already" in stack.up("--background")
+    again = stack.up("--background")
+    assert "runs already" in again
+    assert "note:" not in again
+    assert "note:" not in stack.maeflow("up", "--background")  # Ports that are not given are those of before.
+    assert "it goes on at these addresses" in stack.up("--background", "--prefect-port", "4999")
     assert stack.processes() == before
 
 
