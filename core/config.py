@@ -331,7 +331,7 @@ class LabelEfficiencyConfig(Config):
     """Accuracy over labels per class, pretrained against random initialisation."""
 
     labels_per_class: tuple[PositiveInt, ...] = (1, 5, 25)
-    """Training labels given per class."""
+    """Training labels given per class; counts that no class has so many for are left out."""
     seeds: tuple[int, ...] = (1000, 1001, 1002, 1003, 1004)
     """Each seed draws its own labelled subset, head and random encoder, the same for both arms."""
     steps: PositiveInt = 300

@@ -17,6 +17,7 @@ from flows.options import (
     PreparedOption,
     RecipeArgument,
     SetOption,
+    SourceOption,
     begin,
 )
 
@@ -124,9 +125,7 @@ def run(
 @app.command()
 def prepare(
     recipe: RecipeArgument,
-    data: Annotated[
-        str, typer.Option("--data", help="Folder, manifest or saved dataset; a file where the modality reads one.")
-    ],
+    data: SourceOption,
     set_: SetOption = None,
     home: HomeOption = None,
     debug: DebugOption = False,

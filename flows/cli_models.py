@@ -4,15 +4,12 @@ from typing import Annotated
 
 import typer
 
-from flows.options import CheckpointOption, DebugOption, HomeOption, begin
+from flows.options import CheckpointOption, DebugOption, HomeOption, SourceOption, begin
 
 app = typer.Typer()
 
 MODEL = "Finished folder of the model, its record.json, or its name of 16 digits."
 ModelArgument = Annotated[str, typer.Argument(help=MODEL)]
-SourceOption = Annotated[
-    str, typer.Option("--data", help="Folder, manifest or saved dataset; a file where the modality reads one.")
-]
 WorkOption = Annotated[
     list[str] | None, typer.Option("--set", help="How the work is done, such as compute.device=cpu. Repeatable.")
 ]

@@ -21,6 +21,9 @@ DataOption = Annotated[
         help="Raw data: folder, manifest or saved dataset, or a file where the modality reads one; SRC=0.5 weighs it.",
     ),
 ]
+SourceOption = Annotated[
+    str, typer.Option("--data", help="Folder, manifest or saved dataset; a file where the modality reads one.")
+]
 CheckpointOption = Annotated[
     str | None,
     typer.Option(

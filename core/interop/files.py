@@ -105,7 +105,7 @@ def _look_into_archive(file: Path) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):  # The last is of newer kinds of archives.
         raise NotThis(f"it is cut short or damaged ({file.stat().st_size} bytes); {AGAIN}") from None
     names = [member.filename for member in members]
     ends = {name.partition("/")[2] for name in names}

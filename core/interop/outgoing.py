@@ -13,8 +13,6 @@ FORMATS = ("timm", "hf", "safetensors", "onnx", "torch-export")
 """Formats of many tools, by the names that `maeflow export --to` gives them."""
 LAYOUTS = ("mae", "mae_st", "videomae", "audiomae", "monai", "hf-vit", "hf-videomae")
 """Whose code is to load it, likewise."""
-
-
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 """Packages that not everybody has, by the format that needs them."""
 EXTRA = "maeflow[export]"

@@ -58,6 +58,7 @@ def test_up_starts_in_an_empty_home(stack):
     said = stack.up("--background")
     assert stack.prefect in said
     assert stack.mlflow in said
+    assert f"next:  maeflow deploy --home {stack.home}\n" in said
     assert "ok   worker" in stack.maeflow("status")
 
 
@@ -240,6 +241,10 @@ def test_the_second_interface_has_the_same_form(stack, browser):
 def test_all_runs_complete(stack, walk):
     for run in (*walk.runs.values(), walk.prepared):
         stack.wait(run, "Completed", 300)
+    for run in walk.runs.values():
+        page = re.search(r"^report: (.+)$", stack.told(run), re.MULTILINE)
+        assert Path(page[1]).is_relative_to(stack.home)
+        assert Path(page[1]).is_file()
 
 
 def stage_page(stack, run, stage):

@@ -400,6 +400,8 @@ def test_models_that_cannot_do_what_is_asked_are_refused_at_once(models, tmp_pat
         call(models, "predict", models.encoder.digest, out)
     with pytest.raises(UserError, match="holds no encoder and no tuned model"):
         call(models, "embed", models.home.resolve(models.data.folder), out)
+    with pytest.raises(UserError, match=r"a Parquet file is written, and no \.csv; let its name end in \.parquet"):
+        call(models, "embed", models.encoder.digest, tmp_path / "f.csv")
     with pytest.raises(UserError, match="0123 is no finished folder of pretrain or finetune"):
         call(models, "embed", "0123", out)
     with pytest.raises(UserError, match="does not exist"):

@@ -107,12 +107,16 @@ def test_six_channels_learned_positions_no_class_token_and_another_size_for_tuni
     assert len(results["label_efficiency"]["pretrained"][0]) == 2
 
 
-def test_label_efficiency_says_nothing_of_more_labels_than_there_are(tmp_path):
+def test_label_efficiency_says_nothing_of_more_labels_than_there_are(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(NullTracker, "note", lambda _, text: said.append(text))
     source = manifest(tmp_path, lambda red, green: "warm" if red > green else "cold", count=40)
     counts = "evaluate.label_efficiency.labels_per_class=[1, 100]"
     more = ["data.channels=3", counts, "evaluate.label_efficiency.steps=2", "evaluate.label_efficiency.seeds=[1]"]
     *_, results = pipeline(tmp_path / "home", source, *more)
     assert results["label_efficiency"]["labels_per_class"] == [1]
+    assert len(results["label_efficiency"]["pretrained"]) == 1
+    assert any("left out at 100 labels per class: no class has more than" in text for text in said)
 
 
 def test_cells_that_are_left_when_evaluation_has_to_stop_are_run_the_next_time(tmp_path, monkeypatch):
