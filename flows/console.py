@@ -1,6 +1,7 @@
 """What a person sees while a flow runs: bars on a terminal, a line now and then elsewhere."""
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -116,6 +117,11 @@ class RichConsole:
             self._bars.stop()
             self._task = None
         self._terminal.print(text, markup=False)
+
+
+def command(home: Path, *words: str) -> str:
+    """A command of maeflow's that finds ``home`` from wherever it is given."""
+    return shlex.join(["maeflow", *words, "--home", str(home)])
 
 
 def _pace(rate: float, before: str) -> str:

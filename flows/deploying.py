@@ -22,6 +22,7 @@ from core.errors import UserError
 from core.recipes import available, header, load, locate
 from core.request import STAGES, StageName
 from core.workspace import digest_of
+from flows import console
 from flows.privacy import source_name
 from flows.sources import DataSource, weighted
 from infra.orchestrator import client, ensure_pool
@@ -97,7 +98,7 @@ def deploy(
             for name in gone:
                 prefect.delete_deployment(there[name].id)
                 print(f"removed    {name}")
-    _tell(changes, [] if prune else gone)
+    _tell(home, changes, [] if prune else gone)
 
 
 def registered(prefect: SyncPrefectClient) -> dict[str, DeploymentResponse]:
@@ -177,7 +178,7 @@ def _fields(wanted: Wanted) -> dict[str, Any]:
     }
 
 
-def _tell(changes: Sequence[tuple[str, Wanted]], gone: Sequence[str]) -> None:
+def _tell(home: Path, changes: Sequence[tuple[str, Wanted]], gone: Sequence[str]) -> None:
     pipelines = [(done, one) for done, one in changes if one.scheduled]
     for done, one in pipelines:
         print(f"{done:10s} {one.full_name}")
@@ -186,4 +187,5 @@ def _tell(changes: Sequence[tuple[str, Wanted]], gone: Sequence[str]) -> None:
     for name in gone:
         print(f"note: {name} is of a recipe that is gone; `maeflow deploy --prune` removes it")
     if pipelines:
-        print(f"next:  maeflow trigger {pipelines[0][1].full_name} --data SRC, or its form in Prefect")
+        trigger = console.command(home, "trigger", pipelines[0][1].full_name)
+        print(f"next:  {trigger} --data SRC, or its form in Prefect")

@@ -1,6 +1,5 @@
 """From the command line into a flow, and the last lines a person reads."""
 
-import shlex
 import sys
 import threading
 import time
@@ -88,8 +87,7 @@ def run_stage(stage: StageName, recipe: Recipe, home: Path, spelled: Sequence[st
     following = {"prepare": "pretrain", "pretrain": "finetune", "finetune": "evaluate"}.get(stage)
     if following:
         name, *options = spelled
-        words = ["maeflow", following, name, "--from", folder, "--home", str(home), *options]
-        out.line(f"next:  {shlex.join(words)}")
+        out.line(f"next:  {console.command(home, following, name, '--from', folder, *options)}")
 
 
 def _groups(recipe: Recipe) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from core.errors import StageError, UserError
+from flows import console
 from infra import devices, stack
 from infra.settings import MLFLOW_MODE, QUIET
 from infra.stack import Options, State, Supervisor, client_of, join
@@ -96,14 +97,9 @@ def _say(home: Path, state: State) -> None:
     print(f"  MLflow    {state.addresses.mlflow_url}/{MLFLOW_MODE}   curves, comparisons, models")
     print(f"  logs      {home / 'stack'}")
     if state.protected:
-        print(f"  password  `{_command('access', home)}` shows it")
-    print(f"  commands  Prefect's and MLflow's own find the servers after: eval \"$({_command('env', home)})\"")
-    print(f"next:  {_command('deploy', home)}", flush=True)
-
-
-def _command(name: str, home: Path) -> str:
-    """A command that finds this home from wherever it is given."""
-    return shlex.join(["maeflow", name, "--home", str(home)])
+        print(f"  password  `{console.command(home, 'access')}` shows it")
+    print(f"  commands  Prefect's and MLflow's own find the servers after: eval \"$({console.command(home, 'env')})\"")
+    print(f"next:  {console.command(home, 'deploy')}", flush=True)
 
 
 def _tell(text: str) -> None:

@@ -15,6 +15,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from core.errors import UserError
 from core.recipes import nearest, overridden
 from core.request import STAGES, StageName
+from flows import console
 from flows.deploying import registered
 from flows.privacy import discretion, refuse_strangers, source_name
 from flows.sources import anywhere, weighted
@@ -52,7 +53,7 @@ def trigger(
             raise UserError(f"{deployment}: {_detail(error)}") from None
         print(f"a run of {deployment} ({run.id}) is scheduled: {_page(run)}", flush=True)
         if not watch:
-            print("next:  maeflow status, or its page; --watch follows the log of a run here")
+            print(f"next:  {console.command(home, 'status')}, or its page; --watch follows the log of a run here")
             return True
         return _follow(prefect, run)
 

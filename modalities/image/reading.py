@@ -1,6 +1,7 @@
 """Image files of any kind into compact records; everything that can be wrong with a file becomes a plain reason."""
 
 import io
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,7 @@ def _to_eight_bits(picture: Image.Image) -> Image.Image:
 def _from_tiff(data: bytes, settings: ImageSettings) -> Array:
     import tifffile
 
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # What is wrong with a file is listed with its reason.
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as source:
             shape = source.series[0].shape

@@ -130,6 +130,13 @@ def test_arrays_with_many_channels(tmp_path, kind, axis):
     assert np.array_equal(pixels(tmp_path, f"a.{kind}", channels=6), data)
 
 
+def test_a_tiff_without_pages_is_told_of_by_its_reason_alone(tmp_path, capfd, caplog):
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + bytes(30))
+    with pytest.raises(Unreadable, match="damaged TIFF"):
+        pixels(tmp_path, "a.tif", channels=6)
+    assert caplog.text + "".join(capfd.readouterr()) == ""
+
+
 def test_an_array_with_other_channels_is_refused_with_its_shape(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((5, 6, 7), np.float32))
     with pytest.raises(Unreadable, match=r"\(5, 6, 7\).*3 channels"):
